@@ -1,0 +1,106 @@
+"""Every deliberate failure of FedCT, with the exit code a shell sees.
+
+    FedctError                      1
+    ├── UsageError                  2   the command line asks for something impossible
+    ├── PlanError                  10   the plan is wrong, by key and line
+    ├── IntakeError                20   a source can't be taken in as a whole
+    │   └── LabelError             21   a label object can't be read or does not fit
+    ├── GeometryError              22   a volume or grid is not what geometry needs
+    ├── StoreError                 23   the prepared-case store is damaged or foreign
+    ├── ModelError                 30   a network can't be built, or does not fit
+    ├── TrainingError              31   a local training step went wrong (not finite)
+    ├── ContributionError          40   one site's reply is refused
+    ├── QuorumError                41   too few sites for a mean
+    ├── RunError                   42   a run folder can't be started or resumed
+    ├── EngineError                43   the engine that carries messages failed
+    └── StoppedError              130   stopped by the user; the run can be resumed
+
+A message reads "{who} {did what} {got}, expected {want}; {what to do}" and holds no
+patient data: no tag value, no name, no path below a data root. A single bad series is
+no error but a verdict (`client.intake.verdict`).
+"""
+
+
+class FedctError(Exception):
+    """Base of all deliberate failures; never raised itself."""
+
+    exit_code = 1
+    """What the shell sees; unique to each subclass."""
+
+
+class UsageError(FedctError):
+    """The command line asks for something that can't be done."""
+
+    exit_code = 2
+
+
+class PlanError(FedctError):
+    """A plan is not valid, or can't work on the data at hand."""
+
+    exit_code = 10
+
+
+class IntakeError(FedctError):
+    """A source as a whole can't be taken in (absent, empty, unreadable)."""
+
+    exit_code = 20
+
+
+class LabelError(IntakeError):
+    """A label object can't be read, or does not fit the image it is for."""
+
+    exit_code = 21
+
+
+class GeometryError(FedctError):
+    """A volume or grid breaks what geometry needs (finite, invertible, 3-D)."""
+
+    exit_code = 22
+
+
+class StoreError(FedctError):
+    """The prepared-case store is damaged, foreign or not writable."""
+
+    exit_code = 23
+
+
+class ModelError(FedctError):
+    """A network can't be built from the plan, or parameters do not fit it."""
+
+    exit_code = 30
+
+
+class TrainingError(FedctError):
+    """Local training can't go on; the message says at which step."""
+
+    exit_code = 31
+
+
+class ContributionError(FedctError):
+    """One site's reply is refused; the round goes on without it."""
+
+    exit_code = 40
+
+
+class QuorumError(FedctError):
+    """Too few accepted replies: no mean may be formed."""
+
+    exit_code = 41
+
+
+class RunError(FedctError):
+    """A run folder can't be started, resumed or read."""
+
+    exit_code = 42
+
+
+class EngineError(FedctError):
+    """The engine that carries messages between server and sites failed."""
+
+    exit_code = 43
+
+
+class StoppedError(FedctError):
+    """The user stopped the run; `--resume` continues it."""
+
+    exit_code = 130
