@@ -1,0 +1,1 @@
+"""One hospital: from DICOM to an update."""

@@ -1,0 +1,1 @@
+"""From label objects to masks on an image's grid."""

@@ -1,0 +1,1 @@
+"""What hospital and server agree on; imports neither."""

@@ -1,0 +1,1 @@
+"""The tasks a plan can ask for, one readable module each."""

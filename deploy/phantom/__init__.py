@@ -1,0 +1,1 @@
+"""Synthetic chest CT, written as scanners write it."""

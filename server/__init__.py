@@ -1,0 +1,1 @@
+"""The coordinator: aggregation, rounds, checkpoints, report."""
