@@ -122,8 +122,7 @@ def canonical_order(grid: Grid) -> AxisOrder:
 
     def fit(order: tuple[int, int, int]) -> float:
         return sum(
-            abs(float(axes[row, col]))
-            for row, col in zip(wanted, order, strict=True)
+            abs(float(axes[row, col])) for row, col in zip(wanted, order, strict=True)
         )
 
     best = max(permutations, key=fit)
@@ -147,7 +146,9 @@ def reorder_grid(grid: Grid, order: AxisOrder) -> Grid:
 def reorder(volume: Volume, order: AxisOrder) -> Volume:
     """The same voxels in another axis order; no value changes, nothing is rotated."""
     array = np.transpose(volume.array, order.source_axis)
-    array = array[tuple(slice(None, None, -1) if f else slice(None) for f in order.flip)]
+    array = array[
+        tuple(slice(None, None, -1) if f else slice(None) for f in order.flip)
+    ]
     return Volume(array, reorder_grid(volume.grid, order))
 
 
@@ -159,8 +160,8 @@ def canonical(volume: Volume) -> Volume:
 def with_spacing(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
     """A grid over the same box of tissue, with another spacing along the same axes.
 
-    The outer faces of the first voxels coincide (voxels are boxes, not points), and the
-    number of voxels is rounded, so at most half a new voxel is lost or added at the end.
+    The outer faces of the first voxels coincide (voxels are boxes, not points). The
+    number of voxels is rounded: at most half a new voxel is lost or added at the end.
     """
     if min(spacing_mm) <= 0 or not np.isfinite(spacing_mm).all():
         raise GeometryError(f"resampling got spacing {spacing_mm} mm, expected above 0")
@@ -178,9 +179,9 @@ def resample(volume: Volume, grid: Grid, *, nearest: bool, outside: float) -> Vo
     Args:
         volume: Any grid in the same patient space.
         grid: Where values are wanted.
-        nearest: Nearest voxel (masks, labels) in place of trilinear (HU). A voxel shrunk
-            by more than one takes the mean along that axis first, so that thin slices
-            are averaged and not skipped.
+        nearest: Nearest voxel (masks, labels) in place of trilinear (HU). Where voxels
+            grow by more than a quarter, HU is smoothed along that axis first, so that
+            thin slices are averaged and not skipped.
         outside: Value of voxels beyond half a voxel outside the source (air: -1024).
 
     Returns:

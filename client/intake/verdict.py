@@ -8,14 +8,12 @@ Everything here is *local*: verdicts hold UIDs and patient ids and never leave t
 hospital. What may leave is `IntakeCount`: N of M.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
-from jaxtyping import Bool
-
-from common.volume import Grid, Volume
+from common.case import IntakeCase as IntakeCase
+from common.case import Segment as Segment
+from common.volume import Grid
 
 
 class Verdict(StrEnum):
@@ -95,38 +93,6 @@ class Finding:
     """What was found, what was expected, what to do; no names, no tag text."""
     refuses: bool
     """Whether this alone refuses the series."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One labelled structure on the image's own grid."""
-
-    name: str
-    """SegmentLabel, ROIName, or the number of a label map as text."""
-    mask: Bool[np.ndarray, "D H W"]
-    """True inside."""
-
-
-@dataclass(frozen=True)
-class IntakeCase:
-    """One accepted image with its labels, before any preprocessing."""
-
-    series: str
-    """SeriesInstanceUID, or a stable local name where the format has none."""
-    patient: str
-    """PatientID or its stand-in: what the split keeps together."""
-    volume: Volume
-    """HU on the series' own grid (grey values where `has_hu` is false)."""
-    segments: tuple[Segment, ...] = ()
-    """Labels on the volume's grid, in file order; may overlap."""
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the whole image and columns of a manifest, as text."""
-    has_hu: bool = True
-    """False for 8-bit picture sources, whose window was applied by somebody else."""
-    has_spacing: bool = True
-    """False where the source knows no millimetres; the grid then says 1 mm."""
-    digest: str = ""
-    """sha256 over the decoded voxels, grid and labels: the content address."""
 
 
 @dataclass(frozen=True)

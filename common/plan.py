@@ -1,0 +1,370 @@
+"""The federation plan: one TOML file that is the whole experiment.
+
+The same file runs in simulation and in a real federation, so it holds nothing that
+belongs to one hospital (paths, device, policy). The one exception is `[simulation]`,
+which says where the sites of a rehearsal lie on this machine; it is left out of the
+plan's hash, and hospitals ignore it. A hospital approves the hash: two plans with one
+hash train the same model on the same data in the same order.
+
+Every key is typed, unknown keys are refused, and errors name the key and its line
+(`common.plan_file`).
+"""
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PLAN_VERSION = 1
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+"""Lower case letters, digits, - and _; at most 32, safe as a folder name."""
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A table of the plan: frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class About(Section):
+    """`[plan]`: what this experiment is called."""
+
+    name: Name
+    """Short name; run folders are called after it."""
+    description: str = ""
+    """One sentence for the report's head."""
+    version: Literal[1] = PLAN_VERSION
+    """Version of the plan format."""
+    seed: int = Field(default=1, ge=0, lt=2**32)
+    """Root of every random choice: split, initial weights, patches, augmentation."""
+
+
+class SegmentationTask(Section):
+    """`[task] kind = "segmentation"`: a label per voxel."""
+
+    kind: Literal["segmentation"]
+    classes: dict[str, list[str]] = Field(min_length=1, max_length=254)
+    """Class name to the label names it is made of (segment label, ROI name, number of a
+    label map); `"*"` takes every label. Where classes overlap, the later one wins."""
+    lesions: bool = False
+    """Whether connected parts are lesions, to be counted one by one."""
+
+
+class ClassRule(Section):
+    """Which cases belong to one class of a classification."""
+
+    name: str = Field(min_length=1)
+    """Class name, as shown in the report."""
+    equals: list[str] | None = None
+    """The attribute is one of these texts."""
+    below: float | None = None
+    """The attribute, as a number, is below this."""
+    above: float | None = None
+    """The attribute, as a number, is above this."""
+
+    @model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        given = [self.equals, self.below, self.above]
+        if sum(condition is not None for condition in given) != 1:
+            raise ValueError("expected exactly one of equals, below, above")
+        return self
+
+
+class ClassificationTask(Section):
+    """`[task] kind = "classification"`: a label per case."""
+
+    kind: Literal["classification"]
+    attribute: str
+    """The attribute of a case (column of a manifest) that holds the truth."""
+    classes: list[ClassRule] = Field(min_length=2, max_length=100)
+    """First class is 0; for two classes the second is the positive one. A case that
+    fits none is left out, and counted as left out."""
+    baseline_attribute: str | None = None
+    """A number known without any image (a diameter, say) whose own AUC is reported
+    beside the model's."""
+
+
+class Model(Section):
+    """`[model]`: a MONAI network by name."""
+
+    name: Literal[
+        "UNet",
+        "AttentionUnet",
+        "DynUNet",
+        "SegResNet",
+        "ResNet10",
+        "ResNet18",
+        "ResNet34",
+        "ResNet50",
+        "DenseNet121",
+        "DenseNet169",
+        "LinearProbe",
+    ]
+    """Segmentation: UNet, AttentionUnet, DynUNet, SegResNet. Classification: ResNet*,
+    DenseNet*. LinearProbe is one convolution, for rehearsals and benchmarks."""
+    dimensions: Literal[2, 3] = 3
+    """2: slices (H W) of a volume; 3: whole patches (D H W)."""
+    channels: list[Count] = Field(default=[16, 32, 64, 128], min_length=2, max_length=7)
+    """Features per level, from full resolution down (U-Nets; SegResNet takes the
+    first)."""
+    residual_units: int = Field(default=2, ge=0, le=4)
+    """Residual units per level (UNet)."""
+    norm: Literal["instance", "group", "batch"] = "instance"
+    """Batch norm keeps running statistics, which do not average well between sites."""
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Probability of dropping a feature."""
+
+
+class Preprocessing(Section):
+    """`[preprocessing]`: from HU on the scanner's grid to model space."""
+
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None
+    """Spacing D, H, W after resampling; unset: the series' own."""
+    window_hu: tuple[float, float] = (-1000.0, 400.0)
+    """Values at or below the first become -1, at or above the second +1."""
+
+    @model_validator(mode="after")
+    def _window_is_ordered(self) -> Self:
+        if not self.window_hu[0] < self.window_hu[1]:
+            raise ValueError(
+                f"window_hu {self.window_hu} is empty, expected low < high"
+            )
+        return self
+
+
+class Augmentation(Section):
+    """`[training.augmentation]`: random changes of a training patch."""
+
+    flip: list[Literal["D", "H", "W"]] = []
+    """Axes that may be mirrored."""
+    transpose: bool = False
+    """Whether H and W may be swapped (square patches; slices without a fixed up)."""
+    scale: NotNegative = 0.0
+    """Standard deviation of a factor on the grey values."""
+    shift: NotNegative = 0.0
+    """Standard deviation of an offset on the grey values (range -1..1)."""
+    noise: NotNegative = 0.0
+    """Standard deviation of Gaussian noise on the grey values."""
+
+
+class Training(Section):
+    """`[training]`: what each site does in a round."""
+
+    steps: Count
+    """Optimiser steps per round and site."""
+    batch_size: Count
+    """Patches per step."""
+    patch: list[Count] = Field(min_length=2, max_length=3)
+    """Patch size: H W for two dimensions, D H W for three."""
+    loss: Literal["dice_ce", "dice_focal", "cross_entropy", "focal"] = "dice_ce"
+    """dice_* for segmentation; cross_entropy and focal for classification."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Its state stays at the site between rounds, see keep_optimizer_state."""
+    learning_rate: Positive = 1e-3
+    """Peak rate."""
+    weight_decay: NotNegative = 1e-4
+    """Decoupled (AdamW) or plain (SGD, Adam) decay."""
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Momentum of SGD."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine falls to zero over all rounds, not over each round anew."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear rise at the start of the run."""
+    keep_optimizer_state: bool = True
+    """Whether moments survive at the site from one round to the next."""
+    foreground: Fraction = 0.5
+    """Share of patches that are centred on a foreground voxel, where there is one."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision of the forward pass; fp16 needs a GPU."""
+    max_grad_norm: Positive | None = None
+    """Clip the gradient's norm; unset: no clipping."""
+    augmentation: Augmentation = Augmentation()
+
+
+class Federation(Section):
+    """`[federation]`: rounds, who counts how much, and when a round is void."""
+
+    rounds: Count
+    """Rounds at the most."""
+    algorithm: Literal[
+        "fedavg", "fedprox", "fedavgm", "fedadam", "fedbn", "scaffold"
+    ] = "fedavg"
+    """FedAvg (McMahan 2017), FedProx (Li 2020), server momentum (Hsu 2019), server Adam
+    (Reddi 2021), FedBN (Li 2021), SCAFFOLD (Karimireddy 2020)."""
+    weights: Literal["cases", "uniform"] = "cases"
+    """A site counts by its training cases, or all sites count the same."""
+    weight_cap: Positive | None = None
+    """Most cases a site may count for."""
+    min_sites: Count = 2
+    """Quorum: fewest accepted replies; below it the round is void."""
+    deadline_s: Positive = 3600.0
+    """A reply later than this is left out."""
+    max_void_rounds: Count = 3
+    """The run stops after so many void rounds in a row."""
+    early_stop_rounds: Count | None = None
+    """Stop when the monitored metric did not improve for so many rounds."""
+    proximal_mu: NotNegative = 0.01
+    """FedProx: weight of the pull towards the global model."""
+    server_learning_rate: Positive = 1.0
+    """Step of the server along the mean update (fedadam: try 0.01)."""
+    server_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """fedavgm: momentum. fedadam: beta 1."""
+
+
+class Evaluation(Section):
+    """`[evaluation]`: how the global model is judged, at every site."""
+
+    every: Count = 1
+    """Evaluate on the validation patients every so many rounds (and after the last)."""
+    region: Literal["volume", "window"] = "volume"
+    """The whole case by sliding window, or one window of patch size at a seeded place
+    (crops that are centred on the finding must be judged off centre)."""
+    overlap: float = Field(default=0.25, ge=0.0, lt=1.0)
+    """Overlap of neighbouring windows."""
+    surface: bool = True
+    """Whether surface distance and HD95 are measured (needs millimetres)."""
+    monitor: str | None = None
+    """Metric that picks the best model; unset: Dice, or AUC for two classes, or
+    accuracy."""
+
+
+class Data(Section):
+    """`[data]`: the floor of intake, and the split."""
+
+    min_cases: Count = 1
+    """Fewest accepted cases a site must have."""
+    min_accepted: Fraction = 0.0
+    """Smallest share N/M of found series that must be accepted."""
+    validation: Fraction = 0.15
+    """Share of patients for picking the best model."""
+    test: Fraction = 0.2
+    """Share of patients never seen before the end."""
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> Self:
+        if self.validation + self.test >= 1.0:
+            raise ValueError("validation + test leave no patient to train on")
+        return self
+
+
+class Source(Section):
+    """Where one site's images lie, and what they are."""
+
+    source: str
+    """Folder or file; relative to `data_root`."""
+    format: Literal["dicom", "nifti", "metaimage", "images"] = "dicom"
+    """DICOM folder, NIfTI pairs, MetaImage with annotations.csv, PNG with
+    manifest.csv."""
+    where: dict[str, str] = {}
+    """For `images`: take only rows whose columns have these values."""
+
+
+class SimulatedSite(Source):
+    """`[[simulation.sites]]`: one hospital of the rehearsal."""
+
+    name: Name
+    """Name of the site."""
+
+
+class Simulation(Section):
+    """`[simulation]`: the rehearsal on this machine; not part of the plan's hash."""
+
+    data_root: str = "."
+    """Folder that sources are relative to; itself relative to the plan's file."""
+    sites: list[SimulatedSite] = Field(min_length=1)
+    """The hospitals."""
+    public: Source | None = None
+    """Cases that the server may show and evaluate on."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        names = [site.name for site in self.sites]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"site name {twice[0]!r} is used twice")
+        return self
+
+
+class Plan(Section):
+    """The whole experiment; valid once constructed."""
+
+    plan: About
+    task: Annotated[SegmentationTask | ClassificationTask, Field(discriminator="kind")]
+    model: Model
+    preprocessing: Preprocessing = Preprocessing()
+    training: Training
+    federation: Federation
+    evaluation: Evaluation = Evaluation()
+    data: Data = Data()
+    simulation: Simulation | None = None
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        for complaint in _disagreements(self):
+            raise ValueError(complaint)
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON without `[simulation]`."""
+        content = self.model_dump(mode="json", exclude={"simulation"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of one site over all rounds: the length of the schedule."""
+        return self.federation.rounds * self.training.steps
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Patch size D, H, W; a slice has D = 1."""
+        d, h, w = ([1, *self.training.patch])[-3:]
+        return d, h, w
+
+
+SEGMENTERS = ("UNet", "AttentionUnet", "DynUNet", "SegResNet", "LinearProbe")
+
+
+def _disagreements(plan: Plan) -> list[str]:
+    """What each section allows but the plan as a whole does not."""
+    model, training, federation = plan.model, plan.training, plan.federation
+    segments = plan.task.kind == "segmentation"
+    said: list[str] = []
+    if len(training.patch) != model.dimensions:
+        said.append(
+            f"training.patch has {len(training.patch)} numbers, "
+            f"expected {model.dimensions} as in model.dimensions"
+        )
+    if segments != (model.name in SEGMENTERS) and model.name != "LinearProbe":
+        said.append(
+            f"model.name {model.name!r} does not fit task.kind {plan.task.kind!r}"
+        )
+    if segments != training.loss.startswith("dice"):
+        said.append(
+            f"training.loss {training.loss!r} does not fit task.kind {plan.task.kind!r}"
+        )
+    if federation.algorithm == "scaffold" and training.optimizer != "sgd":
+        said.append(
+            "federation.algorithm 'scaffold' corrects plain SGD steps; "
+            "set training.optimizer = 'sgd'"
+        )
+    if federation.algorithm == "fedbn" and model.norm == "instance":
+        said.append(
+            "federation.algorithm 'fedbn' keeps norm layers at the site, but instance "
+            "norm has no parameters; set model.norm = 'batch' or 'group'"
+        )
+    if training.augmentation.transpose and training.patch[-1] != training.patch[-2]:
+        said.append("training.augmentation.transpose needs a square patch")
+    if plan.simulation and federation.min_sites > len(plan.simulation.sites):
+        said.append(
+            f"federation.min_sites {federation.min_sites} is above the number of "
+            f"sites, {len(plan.simulation.sites)}; no round could ever count"
+        )
+    return said
