@@ -1,0 +1,162 @@
+"""What a run leaves to be read: the documented, versioned schema of `report.json`.
+
+The HTML report is drawn from this record alone, so whatever it shows can be read by a
+program too. Numbers and site names only: no patient, no UID, no path. The JSON schema
+is printed by `fedct report --schema`.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+RECORD_VERSION = 1
+
+Metrics = dict[str, float]
+"""Metric name to value, as `Task.summarise` gives them."""
+
+
+class Record(BaseModel):
+    """A frozen part of the report."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SiteRound(Record):
+    """What one site did in one round."""
+
+    site: str
+    """Name of the site."""
+    outcome: Literal["accepted", "refused", "failed", "late"]
+    """Whether its update went into the mean."""
+    reason: str = ""
+    """Why not, when it did not."""
+    cases: int = 0
+    """Training cases: its weight before cap."""
+    weight: float = 0.0
+    """Share of the mean, 0 to 1."""
+    accepted: int = 0
+    """N: image series that intake accepted."""
+    found: int = 0
+    """M: image series that intake found."""
+    loss: float | None = None
+    """Mean training loss over the round's steps."""
+    update_norm: float | None = None
+    """Euclidean norm of the update."""
+    train_s: float = 0.0
+    """Seconds in optimiser steps at the site."""
+    bytes_down: int = 0
+    """Size of the order, as serialised."""
+    bytes_up: int = 0
+    """Size of the reply, as serialised."""
+
+
+class RoundRecord(Record):
+    """One round: a transaction of the journal."""
+
+    number: int
+    """From 1."""
+    outcome: Literal["closed", "void"]
+    """Void: below quorum, the model did not change."""
+    sites: list[SiteRound]
+    """In the order of the plan's sites."""
+    validation: dict[str, Metrics] = {}
+    """Site to metrics of the new global model on that site's validation patients."""
+    validation_mean: Metrics = {}
+    """Unweighted mean over the sites."""
+    model_digest: str
+    """sha256 of the global parameters after the round."""
+    seconds: float
+    """Wall time of the round, evaluation included."""
+
+
+class ArmRecord(Record):
+    """One way of training: federated, pooled, or one site alone."""
+
+    name: str
+    """"federated", "pooled" or "local-<site>"."""
+    rounds: list[RoundRecord]
+    """All rounds."""
+    best_round: int
+    """Round of the model that is handed out (by validation)."""
+    stopped: Literal["all rounds", "early stop", "void rounds"]
+    """Why the run ended."""
+    steps: int
+    """Optimiser steps in all, over all sites."""
+    test: dict[str, Metrics]
+    """Site to metrics of the best model on that site's test patients."""
+    test_mean: Metrics
+    """Unweighted mean over the sites: each hospital counts the same."""
+    test_pooled: Metrics
+    """Metrics over all test cases: each case counts the same."""
+    public: Metrics = {}
+    """Metrics on the server's public cases, when the plan has them."""
+    seconds: float
+    """Wall time of the arm."""
+
+
+class SiteRecord(Record):
+    """One hospital as the report may show it."""
+
+    name: str
+    """Name of the site."""
+    accepted: int
+    """N of the intake."""
+    found: int
+    """M of the intake."""
+    codes: dict[str, int]
+    """Verdict code to number of series (simulation only; stays local otherwise)."""
+    train: int
+    """Training cases."""
+    validation: int
+    """Validation cases."""
+    test: int
+    """Test cases."""
+
+
+class Picture(Record):
+    """An example slice of a phantom or public case."""
+
+    caption: str
+    """What it shows."""
+    png_base64: str
+    """The picture, PNG, base64."""
+
+
+class RunRecord(Record):
+    """A whole run: the content of `report.json`."""
+
+    record_version: Literal[1] = RECORD_VERSION
+    name: str
+    """`plan.name`."""
+    description: str
+    """`plan.description`."""
+    task: Literal["segmentation", "classification"]
+    monitor: str
+    """Metric that picked the best model."""
+    class_names: list[str]
+    plan_digest: str
+    """Canonical hash of the plan."""
+    plan_toml: str
+    """The effective plan."""
+    engine: str
+    """"in-process", "ray" or "deployment"."""
+    started: str
+    """ISO 8601, UTC."""
+    finished: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """Wall time of all arms, intake included."""
+    intake_s: float
+    """Wall time of intake."""
+    peak_memory_bytes: int
+    """Peak resident memory of this process."""
+    parameters: int
+    """Number of parameters that travel."""
+    sites: list[SiteRecord]
+    arms: list[ArmRecord]
+    """Federated first."""
+    pictures: list[Picture] = []
+    versions: dict[str, str]
+    """Package to version."""
+    device: str
+    """What trained: "cpu (2 threads)", or the GPU's name."""
