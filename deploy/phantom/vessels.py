@@ -1,0 +1,161 @@
+"""Vessels of the lungs, grown as trees, and tubes in general.
+
+A tree grows towards points scattered in the lung: each point is reached from the node
+that makes its way to the root shortest. Radii then follow from the number of tips a
+piece feeds (Murray 1926: r^p is conserved at a fork; p = 2.7 fits pulmonary arteries,
+Huang et al. 1996), so the trees taper and fork as real ones do without being drawn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from deploy.phantom.space import Field, Point, Space, capsule, fill, paint
+
+EXPONENT = 2.7
+"""Murray exponent of pulmonary arteries (Huang et al. 1996)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Pieces of tube, each from its parent's end to its own end."""
+
+    start: Float64[np.ndarray, "N 3"]
+    """Where each piece begins, mm."""
+    end: Float64[np.ndarray, "N 3"]
+    """Where it ends, mm."""
+    radius: Float64[np.ndarray, "N 2"]
+    """Radius at both ends, mm."""
+
+
+def grow(
+    rng: np.random.Generator,
+    root: Point,
+    targets: Float64[np.ndarray, "T 3"],
+    tip_mm: float,
+    step_mm: float = 9.0,
+) -> Tree:
+    """A tree from the root to every target.
+
+    Args:
+        rng: Bends the branches.
+        root: Where the trunk enters, mm.
+        targets: Tips of the branches, mm.
+        tip_mm: Radius at a tip.
+        step_mm: Longest straight piece.
+    """
+    root_ = np.asarray(root, dtype=np.float64)
+    near_first = np.argsort(np.linalg.norm(targets - root_, axis=1), kind="stable")
+    nodes, parents, paths = [root_], [0], [0.0]
+    way = np.array([root_])
+    length = np.zeros(1)
+    for target in targets[near_first]:
+        apart = np.linalg.norm(way - target, axis=1)
+        parent = int(np.argmin(apart + 0.45 * length))
+        if apart[parent] < 2.0:
+            continue
+        ahead = nodes[parent] - nodes[parents[parent]]
+        curve = _bend(rng, nodes[parent], ahead, target, step_mm)
+        for point in curve:
+            paths.append(paths[parent] + float(np.linalg.norm(point - nodes[parent])))
+            nodes.append(point)
+            parents.append(parent)
+            parent = len(nodes) - 1
+        way = np.concatenate([way, curve])
+        length = np.asarray(paths)
+    return _with_radii(np.array(nodes), np.array(parents), tip_mm)
+
+
+def _bend(
+    rng: np.random.Generator,
+    start: Float64[np.ndarray, " 3"],
+    ahead: Float64[np.ndarray, " 3"],
+    target: Float64[np.ndarray, " 3"],
+    step_mm: float,
+) -> Float64[np.ndarray, "K 3"]:
+    """Points on a curve that leaves roughly along its parent and ends at the target."""
+    length = float(np.linalg.norm(target - start))
+    direction = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
+    control = (start + target) / 2 + 0.18 * length * direction
+    control = control + rng.normal(0.0, 0.07 * length, 3)
+    count = max(1, int(np.ceil(length / step_mm)))
+    t = np.linspace(0.0, 1.0, count + 1)[1:, None]
+    return (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * target
+
+
+def _with_radii(
+    nodes: Float64[np.ndarray, "N 3"], parents: Int64[np.ndarray, " N"], tip_mm: float
+) -> Tree:
+    tips = np.ones(len(nodes))
+    has_child = np.zeros(len(nodes), dtype=bool)
+    has_child[parents[1:]] = True
+    tips[has_child] = 0.0
+    for node in range(len(nodes) - 1, 0, -1):  # children come after parents
+        tips[parents[node]] += tips[node]
+    radius = tip_mm * tips ** (1.0 / EXPONENT)
+    # A side branch starts with its own radius, not with that of the trunk.
+    begin = np.minimum(radius[parents], 1.25 * radius)
+    both = np.stack([begin, radius], axis=1)
+    return Tree(nodes[parents[1:]], nodes[1:], both[1:])
+
+
+def scatter(
+    rng: np.random.Generator,
+    count: int,
+    low: Point,
+    high: Point,
+    inside: Callable[[Float64[np.ndarray, "N 3"]], np.ndarray],
+) -> Float64[np.ndarray, "count 3"]:
+    """Points drawn evenly from the part of a box where `inside` is true."""
+    found: list[np.ndarray] = []
+    while sum(len(f) for f in found) < count:
+        points = rng.uniform(low, high, (4 * count, 3))
+        found.append(points[inside(points)])
+    return np.concatenate(found)[:count]
+
+
+def paint_tree(hu: Field, space: Space, tree: Tree, value: float) -> None:
+    """Paint every piece; the lung shows through those thinner than a voxel."""
+    for a, b, radius in zip(tree.start, tree.end, tree.radius, strict=True):
+        paint_tube(hu, space, (a, b), (float(radius[0]), float(radius[1])), value)
+
+
+def paint_tube(
+    hu: Field,
+    space: Space,
+    ends: tuple[Point, Point],
+    radius: tuple[float, float],
+    value: float,
+) -> None:
+    """Paint one tube; brighter tissue that is already there stays (tubes overlap)."""
+    reach = max(radius) + space.edge_mm
+    a, b = ends
+    cut = space.box(np.minimum(a, b) - reach, np.maximum(a, b) + reach)
+    if cut is None:
+        return
+    window, s = cut
+    drawn = max(*radius, 0.5 * space.edge_mm)
+    thin = (max(radius) / drawn) ** 2  # the share of the voxel a thin vessel fills
+    grown = (max(radius[0], drawn * 0.8), max(radius[1], drawn * 0.8))
+    share = fill(capsule(s, a, b, grown if thin < 1 else radius), s.edge_mm)
+    part = hu[window]
+    paint(part, share * np.float32(min(thin, 1.0)), np.maximum(part, np.float32(value)))
+
+
+def paint_path(
+    hu: Field,
+    space: Space,
+    points: Sequence[Point],
+    radius: Sequence[float],
+    value: float,
+) -> None:
+    """A tube along points, painted over whatever is there (airways, great vessels)."""
+    for (a, b), ends in zip(pairwise(points), pairwise(radius), strict=True):
+        reach = max(ends) + space.edge_mm
+        cut = space.box(np.minimum(a, b) - reach, np.maximum(a, b) + reach)
+        if cut is not None:
+            window, s = cut
+            paint(hu[window], fill(capsule(s, a, b, ends), s.edge_mm), value)
