@@ -34,10 +34,12 @@ class PixelFormat:
     """Lowest and highest stored value that PixelPaddingValue and
     PixelPaddingRangeLimit declare as padding, read with the sign of the pixels."""
     data_offset: int
-    """Byte offset of the PixelData element in the file, or in the inflated data set of
-    a deflated file."""
-    file_bytes: int
-    """Size of the file when its head was read."""
+    """Byte offset of PixelData's value in the file; for a deflated file, in its
+    inflated data set."""
+    data_bytes: int | None
+    """Length of that value; None where it is undefined (encapsulated frames)."""
+    dataset_offset: int
+    """Byte offset of the data set in the file: where a deflate stream begins."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,46 @@ class SliceHeader:
     slope: float | None
     intercept: float | None
     rescale_type: str | None
-    lossy: bool
-    """LossyImageCompression is 01."""
-    undecodable_text: bool
-    """PatientID holds bytes that its declared character set does not have."""
+    lossy: bool | None
+    """LossyImageCompression: True for 01, False for 00."""
     executable_preamble: bool
     """The 128-byte preamble starts like a PE or ELF program (CVE-2019-11687)."""
     pixels: PixelFormat | None
     """None where the file has no pixel data, or says too little to read it."""
+
+
+@dataclass(frozen=True)
+class LabelReference:
+    """What a SEG or RTSTRUCT file refers to."""
+
+    series_uid: str | None
+    """SeriesInstanceUID of the first image series it names."""
+    sop_uids: tuple[str, ...]
+    """SOPInstanceUIDs of the images it names, sorted, each once."""
+    frame_of_reference_uid: str | None
+    """Its own FrameOfReferenceUID, or the first one it refers to (RTSTRUCT)."""
+
+
+@dataclass(frozen=True)
+class DirectoryEntry:
+    """One file that a DICOMDIR names."""
+
+    components: tuple[str, ...]
+    """ReferencedFileID, as written: never used as a path before it is checked."""
+    series_uid: str | None
+    """SeriesInstanceUID of the series record it stands under."""
+
+
+@dataclass(frozen=True)
+class FileHead:
+    """All that one file says before its pixels."""
+
+    planes: tuple[SliceHeader, ...] = ()
+    """One for a single-frame image or any other object, one per frame for a multi-frame
+    image with functional groups."""
+    label: LabelReference | None = None
+    """Set for SEG and RTSTRUCT."""
+    directory: tuple[DirectoryEntry, ...] | None = None
+    """Set for a DICOMDIR."""
+    problem: str | None = None
+    """Name of a verdict code, where the file can't be read."""

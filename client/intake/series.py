@@ -75,5 +75,5 @@ class DicomIndex:
 LabelReader = Callable[
     [DicomSeries, Grid, DicomIndex], tuple[tuple[Segment, ...], tuple[Finding, ...]]
 ]
-"""Reads the labels of one accepted series onto its grid. Findings that refuse refuse the
-series; it must not raise for a bad label object."""
+"""Reads the labels of one accepted series onto its grid. A finding that refuses refuses
+the series; a bad label object is a finding, never an exception."""
