@@ -1,0 +1,223 @@
+"""A folder or zip of PNG pictures with a manifest.csv to cases.
+
+The manifest has a row a picture. `image` is the only column it must have; `mask`,
+`patient`, `nodule` and `slice` are used where they are there, and every other column
+whose value is one in a case becomes an attribute of the case. Rows of one patient and
+nodule are one case, its pictures stacked along D in the order of `slice`. Slices of a
+nodule need not be neighbours in the body, so D is a stack and no distance: pictures
+know no millimetres (`has_spacing` is false, the grid says 1 mm) and no HU (`has_hu` is
+false), because somebody else chose their window.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from client.intake.digest import case_digest
+from client.intake.members import Members, open_members
+from client.intake.refusal import RefusedError, reading
+from client.intake.verdict import (
+    Code,
+    Finding,
+    IntakeCase,
+    Segment,
+    SeriesVerdict,
+    Verdict,
+)
+from client.intake.volume_case import Labels, Settled
+from common.errors import IntakeError
+from common.volume import Grid, Volume
+
+MANIFEST = "manifest.csv"
+SEGMENT = "nodule"
+MANIFEST_BYTES_LIMIT = 256 * 2**20
+PICTURE_BYTES_LIMIT = 64 * 2**20
+"""Largest PNG file, packed and unpacked from the zip."""
+PIXELS_LIMIT = 4096 * 4096
+"""Most pixels of one picture; bounds what a PNG may decode to."""
+_OWN_COLUMNS = ("image", "mask", "patient", "slice")
+
+Row = Mapping[str, str]
+
+
+def read_images(
+    path: Path, *, where: Mapping[str, str] | None = None
+) -> Iterator[Settled]:
+    """One verdict, and the case where accepted, for each patient and nodule.
+
+    Args:
+        path: A folder or a `.zip` with `manifest.csv` at its top.
+        where: Keep the rows whose columns have these values, as in {"vendor": "GE"};
+            how one collection is divided into sites.
+
+    Raises:
+        IntakeError: No manifest, an unknown column, or no row that fits.
+    """
+    with open_members(path) as source:
+        rows = _rows(source, where or {})
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        groups[_group(row, number)].append(row)
+    return _cases(path, groups)
+
+
+def _cases(
+    path: Path, groups: Mapping[tuple[str, str], Sequence[Row]]
+) -> Iterator[Settled]:
+    with open_members(path) as source:
+        for (patient, series), rows in groups.items():
+            yield _settle(source, patient, series, rows)
+
+
+def _group(row: Row, number: int) -> tuple[str, str]:
+    """Patient and local series name; without a nodule each row is a case of its own."""
+    image = PurePosixPath(row["image"]).with_suffix("").as_posix()
+    patient = row.get("patient") or image
+    if row.get("nodule"):
+        return patient, f"{patient}/{row['nodule']}"
+    return patient, f"{image}#{number}"
+
+
+def _settle(source: Members, patient: str, series: str, rows: Sequence[Row]) -> Settled:
+    rows = sorted(rows, key=_slice_number)
+    files = sum(bool(row.get(column)) for row in rows for column in ("image", "mask"))
+    verdict = SeriesVerdict(series, patient, rows[0]["image"], files)
+    try:
+        with reading("a picture"):
+            volume = _stack([_picture(source, row["image"]) for row in rows])
+            segments, findings = _masks(source, rows, volume)
+    except RefusedError as refusal:
+        return replace(verdict, findings=(refusal.finding,)), None
+    verdict = replace(
+        verdict,
+        findings=findings,
+        grid=volume.grid,
+        hu_range=(float(volume.array.min()), float(volume.array.max())),
+        labels=tuple(segment.name for segment in segments),
+    )
+    if verdict.verdict is Verdict.REFUSE:
+        return verdict, None
+    return verdict, IntakeCase(
+        series,
+        patient,
+        volume,
+        segments,
+        attributes=_attributes(rows),
+        has_hu=False,
+        has_spacing=False,
+        digest=case_digest(volume, segments),
+    )
+
+
+def _slice_number(row: Row) -> float:
+    """Position in the stack; rows without a number keep their order."""
+    try:
+        return float(row.get("slice") or 0)
+    except ValueError:
+        return 0.0
+
+
+def _attributes(rows: Sequence[Row]) -> dict[str, str]:
+    """Columns with one value in all rows of a case, and a value at all."""
+    return {
+        column: value
+        for column, value in rows[0].items()
+        if column not in _OWN_COLUMNS
+        and value
+        and all(row[column] == value for row in rows)
+    }
+
+
+def _stack(pictures: Sequence[UInt8[np.ndarray, "H W"]]) -> Volume:
+    sizes = {picture.shape for picture in pictures}
+    if len(sizes) > 1:
+        raise RefusedError(
+            Code.MIXED_MATRIX,
+            f"pictures of one case have sizes {sorted(sizes)}, expected one",
+        )
+    array = np.stack(pictures)
+    affine = np.eye(4)[[2, 1, 0, 3]]  # d, h, w to z, y, x at 1 mm
+    return Volume(array, Grid(array.shape, affine))
+
+
+def _masks(source: Members, rows: Sequence[Row], volume: Volume) -> Labels:
+    named = [row.get("mask") or "" for row in rows]
+    if not all(named):
+        partly = any(named)
+        sentence = "some pictures have no mask" if partly else "there is no mask"
+        return (), (Finding(Code.LABEL_MISSING, sentence, refuses=partly),)
+    mask = np.stack([_mask(source, name, volume.array.shape[1:]) for name in named])
+    empty = Finding(Code.LABEL_EMPTY, "the mask marks no pixel", refuses=False)
+    return (Segment(SEGMENT, mask),), () if mask.any() else (empty,)
+
+
+def _mask(
+    source: Members, name: str, shape: tuple[int, ...]
+) -> Bool[np.ndarray, "H W"]:
+    picture = _picture(source, name)
+    if picture.shape != shape:
+        raise RefusedError(
+            Code.LABEL_GRID_MISMATCH,
+            f"a mask has {picture.shape} pixels, expected its picture's {shape}",
+        )
+    values = np.unique(picture)
+    if values.size > 2 or (values.size == 2 and values[0] != 0):
+        raise RefusedError(
+            Code.LABEL_VALUE,
+            f"a mask has {values.size} grey values, expected 0 and one other; was it "
+            f"resampled or stored as JPEG?",
+        )
+    return np.asarray(picture > 0)
+
+
+def _picture(source: Members, name: str) -> UInt8[np.ndarray, "H W"]:
+    """An 8-bit grey PNG; the size is looked at before it is decoded."""
+    content = source.read(name, PICTURE_BYTES_LIMIT)
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+        if picture.width * picture.height > PIXELS_LIMIT:
+            raise RefusedError(
+                Code.DECODE_LIMIT,
+                f"a picture has {picture.width}x{picture.height} pixels, expected at "
+                f"most {PIXELS_LIMIT}",
+            )
+        if picture.mode not in ("L", "1"):
+            raise RefusedError(
+                Code.PIXEL_FORMAT,
+                f"a picture is of mode {picture.mode}, expected 8-bit grey; convert it",
+            )
+        return np.asarray(picture.convert("L"))
+
+
+def _rows(source: Members, where: Mapping[str, str]) -> list[Row]:
+    """The manifest's rows that fit."""
+    try:
+        text = source.read(MANIFEST, MANIFEST_BYTES_LIMIT).decode("utf-8-sig")
+    except (RefusedError, UnicodeDecodeError) as cause:
+        raise IntakeError(
+            f"intake found no readable {MANIFEST}, expected one in UTF-8 at the top of "
+            f"the folder or zip"
+        ) from cause
+    reader = csv.DictReader(io.StringIO(text), restval="")
+    columns = list(reader.fieldnames or ())
+    for column in ("image", *where):
+        if column not in columns:
+            raise IntakeError(
+                f"{MANIFEST} has no column {column!r}, expected one of "
+                f"{', '.join(columns)}; check `where` and the header"
+            )
+    kept: list[Row] = []
+    for cells in reader:
+        row = {column: cells[column] for column in columns}
+        if all(row[column] == value for column, value in where.items()):
+            kept.append(row)
+    if not kept:
+        asked = ", ".join(f"{k} = {v!r}" for k, v in where.items()) or "any row"
+        raise IntakeError(f"{MANIFEST} has no row with {asked}, expected at least one")
+    return kept
