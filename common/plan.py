@@ -12,11 +12,11 @@ Every key is typed, unknown keys are refused, and errors name the key and its li
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PLAN_VERSION = 1
+PLAN_VERSION: Final = 1
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 """Lower case letters, digits, - and _; at most 32, safe as a folder name."""
@@ -318,11 +318,6 @@ class Plan(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def total_steps(self) -> int:
-        """Optimiser steps of one site over all rounds: the length of the schedule."""
-        return self.federation.rounds * self.training.steps
-
-    @property
     def patch(self) -> tuple[int, int, int]:
         """Patch size D, H, W; a slice has D = 1."""
         d, h, w = ([1, *self.training.patch])[-3:]
@@ -350,10 +345,11 @@ def _disagreements(plan: Plan) -> list[str]:
         said.append(
             f"training.loss {training.loss!r} does not fit task.kind {plan.task.kind!r}"
         )
-    if federation.algorithm == "scaffold" and training.optimizer != "sgd":
+    plain_sgd = training.optimizer == "sgd" and training.momentum == 0.0
+    if federation.algorithm == "scaffold" and not plain_sgd:
         said.append(
             "federation.algorithm 'scaffold' corrects plain SGD steps; "
-            "set training.optimizer = 'sgd'"
+            "set training.optimizer = 'sgd' and training.momentum = 0.0"
         )
     if federation.algorithm == "fedbn" and model.norm == "instance":
         said.append(

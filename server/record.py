@@ -5,11 +5,11 @@ program too. Numbers and site names only: no patient, no UID, no path. The JSON 
 is printed by `fedct report --schema`.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-RECORD_VERSION = 1
+RECORD_VERSION: Final = 1
 
 Metrics = dict[str, float]
 """Metric name to value, as `Task.summarise` gives them."""
@@ -18,7 +18,8 @@ Metrics = dict[str, float]
 class Record(BaseModel):
     """A frozen part of the report."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A metric may be undefined: JSON has no NaN, so it is written as the text "NaN".
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class SiteRound(Record):
@@ -40,6 +41,8 @@ class SiteRound(Record):
     """M: image series that intake found."""
     loss: float | None = None
     """Mean training loss over the round's steps."""
+    steps: int = 0
+    """Optimiser steps taken."""
     update_norm: float | None = None
     """Euclidean norm of the update."""
     train_s: float = 0.0

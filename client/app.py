@@ -1,0 +1,109 @@
+"""The Flower ClientApp: messages in, `SiteService` calls, messages out.
+
+The same object runs in every engine. It finds its site by the node's configuration:
+`site-folder` where the engine can say it, or `FEDCT_SITES` (a JSON list of folders, by
+partition) in workers that only know a number. Services stay open for the life of the
+process, so a site is loaded once.
+
+A deliberate failure travels as its number and sentence, which hold no patient data by
+the rule of `common.errors`. Anything else stays in the site's log; only its kind
+travels.
+"""
+
+import json
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from client.open_site import open_site
+from client.service import SiteService
+from client.site import LOG_FILE
+from common.errors import EngineError, FedctError
+from common.exchange import Answer, Hello, JudgeOrder, TrainOrder
+from common.wire import from_record, to_record
+
+ERROR_BASE = 1000
+"""Flower keeps codes below for itself; ours are this plus the exit code."""
+SITES_VARIABLE = "FEDCT_SITES"
+SITE_FOLDER_KEY = "site-folder"
+
+log = logging.getLogger("fedct.site")
+
+app = ClientApp()
+
+
+@app.query()
+def hello(message: Message, context: Context) -> Message:
+    """Answer the roll call."""
+    return _answer(message, context)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one round."""
+    return _answer(message, context)
+
+
+@app.evaluate()
+def judge(message: Message, context: Context) -> Message:
+    """Judge a model."""
+    return _answer(message, context)
+
+
+def _answer(message: Message, context: Context) -> Message:
+    try:
+        folder = _site_folder(context)
+    except FedctError as error:
+        return _failure(message, error)
+    try:
+        answer = _work(_service(folder), message)
+        return Message(to_record(answer), reply_to=message)
+    except FedctError as error:
+        return _failure(message, error)
+    except Exception as error:
+        handler = logging.FileHandler(folder / LOG_FILE)
+        log.addHandler(handler)
+        log.exception("order failed")
+        log.removeHandler(handler)
+        handler.close()
+        reason = f"site failed with {type(error).__name__}; its {LOG_FILE} says more"
+        return Message(Error(ERROR_BASE + 1, reason), reply_to=message)
+
+
+def _failure(message: Message, error: FedctError) -> Message:
+    return Message(Error(ERROR_BASE + error.exit_code, str(error)), reply_to=message)
+
+
+def _work(service: SiteService, message: Message) -> Answer:
+    kind = message.metadata.message_type
+    if kind == "query":
+        return service.hello(from_record(message.content, Hello))
+    if kind == "evaluate":
+        return service.judge(from_record(message.content, JudgeOrder))
+
+    def tell(done: int, steps: int) -> None:
+        log.debug("step", extra={"site": service.name, "done": done, "steps": steps})
+
+    return service.train(from_record(message.content, TrainOrder), tell)
+
+
+def _site_folder(context: Context) -> Path:
+    if SITE_FOLDER_KEY in context.node_config:
+        return Path(str(context.node_config[SITE_FOLDER_KEY]))
+    folders = json.loads(os.environ.get(SITES_VARIABLE, "[]"))
+    partition = int(context.node_config.get("partition-id", 0))
+    if partition >= len(folders):
+        raise EngineError(
+            f"node {partition} found no site folder, expected node setting "
+            f"{SITE_FOLDER_KEY!r} or variable {SITES_VARIABLE}"
+        )
+    return Path(folders[partition])
+
+
+@lru_cache(maxsize=64)
+def _service(folder: Path) -> SiteService:
+    return open_site(folder)

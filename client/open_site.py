@@ -1,0 +1,53 @@
+"""From a site's folder to a service that is ready for orders."""
+
+from pathlib import Path
+
+import torch
+
+from client.intake.run import take_in
+from client.secret import load_secret
+from client.service import SiteCases, SiteService
+from client.site import PLAN_FILE, SiteConfig, read_site
+from client.store import CaseStore
+from common.errors import EngineError, StoreError
+from common.plan import Plan
+from common.plan_file import load_plan
+
+
+def open_site(folder: Path) -> SiteService:
+    """Take in what is new at the source, open the store, build the network.
+
+    Raises:
+        FedctError: The folder is not a site's, the source can't be read, or it has
+            fewer accepted cases than the plan's floor.
+    """
+    config = read_site(folder)
+    plan = load_plan(folder / PLAN_FILE)
+    members = [Path(member) for member in config.members] or [folder]
+    cases = tuple(open_cases(member, plan) for member in members)
+    return SiteService(config.name, folder, plan, cases, choose_device(config.device))
+
+
+def open_cases(folder: Path, plan: Plan) -> SiteCases:
+    """The cases of one site's folder, prepared for a plan."""
+    config: SiteConfig = read_site(folder)
+    if config.source is None:
+        raise StoreError(
+            f"site {config.name!r} has no source, expected a folder of images"
+        )
+    root = folder / "store"
+    data = take_in(config.source, root, plan)
+    return SiteCases(CaseStore(root, load_secret(root)), data)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that a site's config asks for."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(
+            f"site asked for device {wanted!r}, found no usable GPU; "
+            "check the driver, or set the device to 'cpu'"
+        )
+    return device

@@ -1,0 +1,57 @@
+"""What one site is: its name, where its images lie, and the folder it works in.
+
+A site's folder holds everything that belongs to this hospital and leaves it only as
+numbers: `site.json` (this module), `plan.toml` (the plan it approved), `store/`
+(prepared cases), `state/` (its optimiser between rounds), `site.log`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from client.private_files import make_private_folder, write_private
+from common.errors import StoreError
+from common.plan import Source
+
+SITE_FILE = "site.json"
+PLAN_FILE = "plan.toml"
+LOG_FILE = "site.log"
+
+
+class SiteConfig(BaseModel):
+    """The content of `site.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Name of the site in the federation."""
+    source: Source | None = None
+    """Its images; the path is absolute. Unset for a pooled site."""
+    members: tuple[str, ...] = ()
+    """Rehearsals only: folders of the sites whose training cases are pooled here, for
+    the baseline that no real federation can have."""
+    device: Literal["auto", "cpu", "cuda"] | str = "auto"
+    """"auto": the first GPU if there is one; "cpu"; or a device like "cuda:1"."""
+
+
+def write_site(folder: Path, config: SiteConfig, plan_toml: str) -> None:
+    """Create a site's folder, mode 0700, with its config and its approved plan."""
+    make_private_folder(folder)
+    write_private(folder / SITE_FILE, config.model_dump_json(indent=2).encode())
+    write_private(folder / PLAN_FILE, plan_toml.encode())
+
+
+def read_site(folder: Path) -> SiteConfig:
+    """The config of a site's folder.
+
+    Raises:
+        StoreError: There is none, or it is damaged.
+    """
+    try:
+        return SiteConfig.model_validate_json((folder / SITE_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreError(
+            f"site folder has no readable {SITE_FILE} ({type(error).__name__}), "
+            "expected one that `fedct simulate` wrote; start the run anew"
+        ) from error

@@ -1,0 +1,136 @@
+"""What server and site say to each other: three questions and their answers.
+
+    Hello        -> Roster        who are you, and how many cases do you have
+    TrainOrder   -> Update        train from this model; what changed
+    JudgeOrder   -> Judgement     how good is this model on your patients
+
+That is the whole narrow interface of a site (`client.service.SiteService`): order in,
+answer out. Orders name run, plan and round, so that a site can refuse what it did not
+approve, and the site state to begin from, so that a repeated round starts where the
+first try did. Answers hold numbers only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+Part = Literal["validation", "test"]
+"""Which held-out patients a model is judged on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hello:
+    """The server's first question, once per run."""
+
+    run: str
+    """Id of the run."""
+    plan_digest: str
+    """Canonical hash of the plan; a site refuses one that it did not approve."""
+    layout_digest: str
+    """`Layout.digest` of the model on the server."""
+
+
+@dataclass(frozen=True, eq=False)
+class Roster:
+    """A site's introduction."""
+
+    site: str
+    """Name of the site."""
+    train: int
+    """Training cases."""
+    validation: int
+    """Validation cases."""
+    test: int
+    """Test cases."""
+    accepted: int
+    """N: image series that intake accepted."""
+    found: int
+    """M: image series that intake found."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainOrder:
+    """Train for one round."""
+
+    run: str
+    """Id of the run."""
+    plan_digest: str
+    """Canonical hash of the plan."""
+    round: int
+    """From 1."""
+    state_round: int
+    """The last round of this site that counted; its state is where training goes on
+    from. 0: begin anew."""
+    model: Float32[np.ndarray, " P"]
+    """Global parameters to start from."""
+    model_digest: str
+    """`digest_of(model)`, so that a site notices another model than its peers'."""
+    control: Float32[np.ndarray, " P"] | None = None
+    """SCAFFOLD's server control variate c."""
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What a site hands back after training."""
+
+    site: str
+    """Name of the site."""
+    round: int
+    """The order's round."""
+    plan_digest: str
+    """The order's plan."""
+    delta: Float32[np.ndarray, " P"]
+    """Local minus global parameters."""
+    cases: int
+    """Training cases: the weight in the mean."""
+    loss: float
+    """Mean training loss over the steps."""
+    steps: int
+    """Optimiser steps taken."""
+    train_s: float
+    """Seconds spent in optimiser steps."""
+    accepted: int
+    """N of the site's intake."""
+    found: int
+    """M of the site's intake."""
+    control_delta: Float32[np.ndarray, " P"] | None = None
+    """SCAFFOLD: new minus old control variate of the site."""
+
+
+@dataclass(frozen=True, eq=False)
+class JudgeOrder:
+    """Judge a model on held-out patients."""
+
+    run: str
+    """Id of the run."""
+    plan_digest: str
+    """Canonical hash of the plan."""
+    round: int
+    """Round of the model."""
+    state_round: int
+    """Last round of this site that counted (its local norm layers, FedBN); 0: none."""
+    part: Part
+    """Which patients."""
+    model: Float32[np.ndarray, " P"]
+    """Parameters to judge."""
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """Additive sums over a site's held-out cases (`common.task.Sums`)."""
+
+    site: str
+    """Name of the site."""
+    round: int
+    """The order's round."""
+    part: Part
+    """The order's part."""
+    sums: Mapping[str, Float64[np.ndarray, " N"]]
+    """Name to additive vector; empty when the site has no such cases."""
+
+
+Order = Hello | TrainOrder | JudgeOrder
+Answer = Roster | Update | Judgement

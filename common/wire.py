@@ -1,0 +1,152 @@
+"""Orders and answers as Flower messages: the only module that knows the keys.
+
+A vector travels as one array of little-endian bytes without a header, so that the
+receiver reads it in place. Everything else is a flat record of numbers and short
+strings. What does not parse is a `ContributionError` that names the field.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from jaxtyping import Float32
+
+from common.errors import ContributionError
+from common.exchange import (
+    Answer,
+    Order,
+)
+
+_VECTORS = "vectors"
+_FACTS = "facts"
+_SUMS = "sums"
+_STYPE = "fedct.raw"
+_VECTOR_FIELDS = ("model", "delta", "control", "control_delta")
+
+T = TypeVar("T", bound=Order | Answer)
+
+
+def to_record(message: Order | Answer) -> RecordDict:
+    """The message as Flower carries it; vectors are copied once, into bytes."""
+    return to_records({"": message})[""]
+
+
+def to_records(messages: Mapping[str, Order | Answer]) -> dict[str, RecordDict]:
+    """Messages for several receivers; a vector that they share is copied only once."""
+    copied: dict[int, Array] = {}
+    return {name: _encode(message, copied) for name, message in messages.items()}
+
+
+def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
+    facts: dict[str, Any] = {"kind": type(message).__name__}
+    vectors: dict[str, Array] = {}
+    sums: dict[str, Array] = {}
+    for field in fields(message):
+        value = getattr(message, field.name)
+        if field.name in _VECTOR_FIELDS:
+            if value is not None:
+                if id(value) not in copied:
+                    copied[id(value)] = _to_array(value, "<f4")
+                vectors[field.name] = copied[id(value)]
+        elif field.name == "sums":
+            sums = {name: _to_array(vector, "<f8") for name, vector in value.items()}
+        else:
+            facts[field.name] = value
+    return RecordDict(
+        {
+            _FACTS: ConfigRecord(facts),
+            _VECTORS: ArrayRecord(vectors),
+            _SUMS: ArrayRecord(sums),
+        }
+    )
+
+
+def from_record(record: RecordDict, kind: type[T]) -> T:
+    """The message in a record.
+
+    Args:
+        record: As `to_record` made it, from a peer that is not trusted.
+        kind: The message that is expected here.
+
+    Returns:
+        The message; its vectors are read-only views of the record's bytes.
+
+    Raises:
+        ContributionError: Another kind, a missing or extra field, a wrong type.
+    """
+    try:
+        facts = dict(record.config_records[_FACTS])
+        arrays = {**record.array_records.get(_VECTORS, {})}
+        sums = {**record.array_records.get(_SUMS, {})}
+    except (KeyError, AttributeError) as error:
+        raise ContributionError(
+            f"a message came without its record of facts, expected {kind.__name__}; "
+            "are both sides of one FedCT version?"
+        ) from error
+    if facts.pop("kind", None) != kind.__name__:
+        raise ContributionError(
+            f"a message of another kind came, expected {kind.__name__}"
+        )
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name in _VECTOR_FIELDS:
+            array = arrays.pop(field.name, None)
+            values[field.name] = None if array is None else _from_array(array, "<f4")
+        elif field.name == "sums":
+            values["sums"] = {n: _from_array(a, "<f8") for n, a in sums.items()}
+        else:
+            values[field.name] = _fact(facts, field.name, field.type, kind)
+    for name in ("model", "delta"):
+        if name in values and values[name] is None:
+            raise ContributionError(f"{kind.__name__} came without its {name}")
+    if facts or arrays:
+        raise ContributionError(
+            f"{kind.__name__} came with unknown fields "
+            f"{sorted([*facts, *arrays])}; are both sides of one FedCT version?"
+        )
+    return kind(**values)
+
+
+def payload_bytes(record: RecordDict) -> int:
+    """Bytes of all arrays of a record; headers of the transport are not counted."""
+    return sum(
+        len(array.data)
+        for arrays in record.array_records.values()
+        for array in arrays.values()
+    )
+
+
+def _fact(
+    facts: dict[str, Any], name: str, annotation: object, kind: type[object]
+) -> str | int | float:
+    expected = {int: int, float: float}.get(annotation, str)  # type: ignore[call-overload]
+    value = facts.pop(name, None)
+    if type(value) is not expected:
+        raise ContributionError(
+            f"{kind.__name__}.{name} came as {type(value).__name__}, "
+            f"expected {expected.__name__}"
+        )
+    return value
+
+
+def _to_array(vector: np.ndarray, dtype: str) -> Array:
+    data = np.ascontiguousarray(vector, dtype=dtype)
+    return Array(dtype, tuple(data.shape), _STYPE, data.tobytes())
+
+
+def _from_array(array: Array, dtype: str) -> Float32[np.ndarray, " P"]:
+    shape = tuple(array.shape)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if (array.dtype, array.stype, len(shape), len(array.data)) != (
+        dtype,
+        _STYPE,
+        1,
+        size,
+    ):
+        raise ContributionError(
+            f"an array came as {array.dtype}{list(shape)} in {len(array.data)} bytes, "
+            f"expected one flat array of {dtype}"
+        )
+    return np.frombuffer(array.data, dtype=dtype)

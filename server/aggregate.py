@@ -1,0 +1,112 @@
+"""Streaming weighted mean of the sites' updates.
+
+Each reply is checked, folded into one accumulator and dropped, so a round holds two
+vectors (the accumulator and the reply at hand) however many hospitals take part. The
+accumulator is float32: what it adds are *changes*, about a thousandth of the weights,
+so its rounding lies far below that of the weights themselves. Float addition does not
+commute to the last bit, therefore the round loop folds replies in the order of the
+roster, never of arrival: the same set of replies gives the same model, bit for bit.
+
+Not covered here: clipping and noise, and a site that lies about its cases or within its
+bounds. A mean has no defence against that.
+"""
+
+import numpy as np
+from jaxtyping import Float32
+
+from common.errors import ContributionError, QuorumError
+
+MAX_CASES = 1_000_000
+"""Most training cases that a site may claim."""
+_CHUNK = 1 << 16
+"""Parameters folded at a time: 256 KiB, so that a chunk stays in the cache."""
+
+
+class WeightedMean:
+    """One round's mean: `add` each reply in roster order, then read `mean` once."""
+
+    def __init__(
+        self, num_params: int, *, min_sites: int, max_norm: float = 1e6
+    ) -> None:
+        """Start at zero.
+
+        Args:
+            num_params: P, the length of every update vector.
+            min_sites: Fewest accepted sites whose mean may be used.
+            max_norm: Largest Euclidean norm of an update that can be honest.
+        """
+        self._sum = np.zeros(num_params, dtype=np.float32)
+        self._scratch = np.empty(min(_CHUNK, num_params), dtype=np.float32)
+        self._weights: dict[str, float] = {}
+        self._min_sites = min_sites
+        self._max_norm = max_norm
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of each accepted site, summing to 1."""
+        total = sum(self._weights.values())
+        return {site: weight / total for site, weight in self._weights.items()}
+
+    def add(self, site: str, delta: Float32[np.ndarray, " P"], weight: float) -> float:
+        """Fold in one site's update. A refused update leaves no trace.
+
+        Args:
+            site: Name of the site, at most one reply each.
+            delta: Local minus global parameters.
+            weight: Training cases, possibly capped, or 1 where all sites count alike.
+
+        Returns:
+            The Euclidean norm of the update.
+
+        Raises:
+            ContributionError: The reply is malformed, repeated, infinite or too large.
+        """
+        if site in self._weights:
+            raise ContributionError(f"site {site!r} replied twice in this round")
+        if delta.shape != self._sum.shape or delta.dtype != np.float32:
+            raise ContributionError(
+                f"site {site!r} sent {delta.dtype}{list(delta.shape)}, "
+                f"expected float32[{self._sum.size}]; is its model version current?"
+            )
+        if not 0 < weight <= MAX_CASES:
+            raise ContributionError(
+                f"site {site!r} claims a weight of {weight}, "
+                f"expected above 0 and at most {MAX_CASES}"
+            )
+        norm = _norm(delta)
+        if not norm <= self._max_norm:
+            raise ContributionError(
+                f"site {site!r} sent an update of norm {norm:g}, expected a finite one "
+                f"of at most {self._max_norm:g}; its training has diverged"
+            )
+        for start in range(0, delta.size, _CHUNK):
+            part = delta[start : start + _CHUNK]
+            scaled = self._scratch[: part.size]
+            np.multiply(part, np.float32(weight), out=scaled)
+            self._sum[start : start + _CHUNK] += scaled
+        self._weights[site] = float(weight)
+        return norm
+
+    def mean(self) -> Float32[np.ndarray, " P"]:
+        """The weighted mean; the accumulator itself, so read it once.
+
+        Raises:
+            QuorumError: Fewer sites than the quorum were accepted.
+        """
+        if len(self._weights) < self._min_sites:
+            raise QuorumError(
+                f"round has {len(self._weights)} accepted sites, expected at least "
+                f"{self._min_sites}; the model stays as it was"
+            )
+        self._sum /= np.float32(sum(self._weights.values()))
+        return self._sum
+
+
+def _norm(vector: Float32[np.ndarray, " P"]) -> float:
+    """Euclidean norm in float64 over chunks; not finite if any element is not."""
+    total = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, vector.size, _CHUNK):
+            part = vector[start : start + _CHUNK]
+            total += float(np.dot(part, part))
+    return float(np.sqrt(total)) if total >= 0 else float("nan")

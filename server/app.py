@@ -1,0 +1,67 @@
+"""The Flower ServerApp: one arm of a run, on whatever grid the engine brings.
+
+The engine says which by the run's configuration: `run-folder` and `arm`. The folder
+holds `plan.toml` and `arms.json`; what comes out stands in the arm's journal,
+checkpoints, `arm.json` and `best.safetensors`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from safetensors.numpy import save
+
+from common.plan_file import load_plan
+from server.durable import write_durable
+from server.federation import Arm, open_federation
+from server.rounds import run_arm
+
+RUN_FOLDER_KEY = "run-folder"
+ARM_KEY = "arm"
+ARMS_FILE = "arms.json"
+ARM_RECORD_FILE = "arm.json"
+BEST_FILE = "best.safetensors"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the arm that the context names, and write down how it went."""
+    folder = Path(str(context.run_config[RUN_FOLDER_KEY]))
+    arm = read_arm(folder, str(context.run_config[ARM_KEY]))
+    federation = open_federation(grid, arm.plan, arm.run)
+    record, model = run_arm(federation, arm)
+    write_durable(arm.folder / BEST_FILE, save({"model": np.ascontiguousarray(model)}))
+    write_durable(
+        arm.folder / ARM_RECORD_FILE, record.model_dump_json(indent=1).encode()
+    )
+
+
+def write_arms(folder: Path, arms: list[Arm]) -> None:
+    """Say which arms a run has, for `read_arm`."""
+    rows = {
+        arm.name: {
+            "train": arm.train,
+            "judge": arm.judge,
+            "folder": str(arm.folder.relative_to(folder)),
+            "run": arm.run,
+        }
+        for arm in arms
+    }
+    write_durable(folder / ARMS_FILE, json.dumps(rows, indent=1).encode())
+
+
+def read_arm(folder: Path, name: str) -> Arm:
+    """The arm of that name, as `write_arms` wrote it."""
+    row = json.loads((folder / ARMS_FILE).read_text())[name]
+    return Arm(
+        name=name,
+        plan=load_plan(folder / "plan.toml"),
+        train=tuple(row["train"]),
+        judge=tuple(row["judge"]),
+        folder=folder / row["folder"],
+        run=row["run"],
+    )

@@ -1,0 +1,58 @@
+"""The server's state on disk: one safetensors file per round that closed.
+
+A file is written, synced and renamed before the journal names it, so the journal never
+points at a torn one. Its name is its round; its sha256 stands in the journal and is
+checked on reading. Only the last and the best are kept.
+"""
+
+import hashlib
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.errors import RunError
+from server.durable import write_durable
+from server.server_step import ServerState
+
+
+def write_checkpoint(folder: Path, number: int, state: ServerState) -> str:
+    """Write the state after round `number`; returns the sha256 (hex) of the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t for name, t in vars(state).items() if t is not None}
+    content = save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
+    write_durable(_path(folder, number), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_checkpoint(folder: Path, number: int, sha256: str) -> ServerState:
+    """The state after round `number`.
+
+    Raises:
+        RunError: The file is gone or is not the one that the journal recorded.
+    """
+    try:
+        content = _path(folder, number).read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise SafetensorError("another file")
+        return ServerState(**load(content))
+    except (OSError, SafetensorError, TypeError) as error:
+        raise RunError(
+            f"run lost its checkpoint of round {number} ({type(error).__name__}), "
+            "expected the file that the journal recorded; restore it from a backup, or "
+            "start a new run"
+        ) from error
+
+
+def prune(folder: Path, keep: Collection[int]) -> None:
+    """Drop all checkpoints but those of the given rounds."""
+    wanted = {_path(folder, number) for number in keep}
+    for path in folder.glob("round-*.safetensors"):
+        if path not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"round-{number:06d}.safetensors"

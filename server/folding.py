@@ -1,0 +1,155 @@
+"""One round's replies: asked for, checked, folded and dropped, one at a time."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from common.errors import ContributionError
+from common.exchange import Roster, TrainOrder, Update
+from common.parameters import digest_of
+from server.aggregate import WeightedMean
+from server.asking import Reply, ask
+from server.federation import Arm, Federation
+from server.record import SiteRound
+from server.server_step import ServerState
+
+log = logging.getLogger("fedct.run")
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """What the replies of a round add up to."""
+
+    mean: WeightedMean
+    """The mean so far; reading it may find the round below quorum."""
+    rows: tuple[SiteRound, ...]
+    """One row per site that was asked."""
+    control: Float32[np.ndarray, " P"] | None
+    """SCAFFOLD: sum of the control changes over the number of sites."""
+
+
+def fold_round(
+    federation: Federation,
+    arm: Arm,
+    state: ServerState,
+    number: int,
+    since: Mapping[str, int],
+) -> Folded:
+    """Send the orders of a round and fold what comes back.
+
+    Args:
+        federation: The sites.
+        arm: Says which sites train.
+        state: The server's state before the round.
+        number: The round.
+        since: Site to its last round that counted, where its memory goes on from.
+    """
+    digest = digest_of(state.model)
+    orders = {
+        site: TrainOrder(
+            arm.run,
+            arm.plan.digest,
+            number,
+            since.get(site, 0),
+            state.model,
+            digest,
+            state.control,
+        )
+        for site in arm.train
+    }
+    mean = WeightedMean(state.model.size, min_sites=arm.min_sites)
+    control = None if state.control is None else np.zeros_like(state.control)
+    rows = []
+    deadline_s = arm.plan.federation.deadline_s
+    for reply in ask(federation.grid, federation.node_of, orders, Update, deadline_s):
+        row = _fold(reply, mean, control, arm, number, federation.rosters[reply.site])
+        log.info("reply", extra={"arm": arm.name, "round": number, "row": row})
+        rows.append(row)
+        del reply  # its vector is a whole model
+    if control is not None:
+        control /= np.float32(len(arm.train))
+    return Folded(mean, _with_shares(rows, mean), control)
+
+
+def _fold(
+    reply: Reply[Update],
+    mean: WeightedMean,
+    control: Float32[np.ndarray, " P"] | None,
+    arm: Arm,
+    number: int,
+    roster: Roster,
+) -> SiteRound:
+    """Check one reply and add it, or say in its row why not."""
+    row = SiteRound(
+        site=reply.site,
+        outcome=reply.outcome,
+        reason=reply.reason,
+        bytes_down=reply.bytes_down,
+        bytes_up=reply.bytes_up,
+    )
+    update = reply.answer
+    if update is None:
+        return row
+    try:
+        _check(update, arm, number, roster)
+        _check_control(update, control)
+        norm = mean.add(update.site, update.delta, _weight(update, arm))
+    except ContributionError as error:
+        return row.model_copy(update={"outcome": "refused", "reason": str(error)})
+    if control is not None:
+        control += update.control_delta
+    return row.model_copy(
+        update={
+            "cases": update.cases,
+            "accepted": update.accepted,
+            "found": update.found,
+            "loss": update.loss,
+            "steps": update.steps,
+            "update_norm": norm,
+            "train_s": update.train_s,
+        }
+    )
+
+
+def _weight(update: Update, arm: Arm) -> float:
+    federation = arm.plan.federation
+    if federation.weights == "uniform":
+        return 1.0
+    return min(float(update.cases), federation.weight_cap or float(update.cases))
+
+
+def _check(update: Update, arm: Arm, number: int, roster: Roster) -> None:
+    """Whether the answer is one to this order, with the cases of the roll call."""
+    said = (update.round, update.plan_digest, update.cases)
+    if said != (number, arm.plan.digest, roster.train):
+        raise ContributionError(
+            f"site {update.site!r} answered for round {update.round}, plan "
+            f"{update.plan_digest[:12]}, {update.cases} cases; expected round {number}, "
+            f"plan {arm.plan.digest[:12]}, {roster.train} cases"
+        )
+
+
+def _check_control(update: Update, control: Float32[np.ndarray, " P"] | None) -> None:
+    change = update.control_delta
+    if (change is None) != (control is None):
+        raise ContributionError(
+            f"site {update.site!r} sent a control variate or left it out against the "
+            "plan's algorithm"
+        )
+    if change is None:
+        return
+    if change.shape != update.delta.shape or not np.isfinite(change).all():
+        raise ContributionError(
+            f"site {update.site!r} sent a control variate that is not finite or does "
+            "not fit the model"
+        )
+
+
+def _with_shares(rows: list[SiteRound], mean: WeightedMean) -> tuple[SiteRound, ...]:
+    shares = mean.weights
+    return tuple(
+        row.model_copy(update={"weight": shares.get(row.site, 0.0)}) for row in rows
+    )

@@ -1,0 +1,174 @@
+"""The round loop: orders out, replies folded, the model stepped, the round written.
+
+Each round is a transaction. Nothing that happens before the journal's commit counts;
+everything after it is kept. So the loop has no other memory than the journal and the
+checkpoint it names, and a resumed run walks the same path to the bit.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from common.errors import ContributionError, QuorumError, RunError
+from common.parameters import digest_of, to_vector
+from common.plan import Plan
+from common.task import Sums, add_sums
+from server.checkpoint import prune, read_checkpoint, write_checkpoint
+from server.federation import Arm, Federation, first_model, judge
+from server.folding import fold_round
+from server.journal import Entry, append, entries, open_journal
+from server.record import ArmRecord, Metrics, RoundRecord
+from server.server_step import ServerState, first_state, server_step
+from server.summary import best_round, mean_metrics, stop_reason
+
+log = logging.getLogger("fedct.run")
+
+
+def run_arm(
+    federation: Federation, arm: Arm
+) -> tuple[ArmRecord, Float32[np.ndarray, " P"]]:
+    """Run or resume all rounds of an arm, then test its best model.
+
+    Returns:
+        The arm's record, and the best model's parameters.
+
+    Raises:
+        RunError: The folder holds another run, or no round could be closed.
+    """
+    network, layout = first_model(arm.plan)
+    arm.folder.mkdir(parents=True, exist_ok=True)
+    identity = {
+        "plan": arm.plan.digest,
+        "layout": layout.digest,
+        "run": arm.run,
+        "sites": " ".join(arm.train),
+    }
+    checkpoints = arm.folder / "checkpoints"
+    monitor = arm.task.monitor
+    with open_journal(arm.folder / "journal.sqlite", identity) as journal:
+        done = entries(journal)
+        state = _latest(done, checkpoints) or first_state(
+            to_vector(network, layout), arm.plan.federation
+        )
+        log.info("arm", extra={"arm": arm.name, "done": len(done), "plan": arm.plan})
+        while (reason := stop_reason(_records(done), arm.plan, monitor)) is None:
+            entry, state = _one_round(federation, arm, state, done)
+            append(journal, entry)
+            done.append(entry)
+            best = _entry_of(done, best_round(_records(done), monitor))
+            prune(checkpoints, {e.checkpoint for e in (entry, best) if e})
+            log.info("round", extra={"arm": arm.name, "record": entry.record})
+    return _finish(federation, arm, done, reason)
+
+
+def _one_round(
+    federation: Federation, arm: Arm, state: ServerState, done: Sequence[Entry]
+) -> tuple[Entry, ServerState]:
+    """Train, fold, step, checkpoint, judge; the caller commits."""
+    started = time.perf_counter()
+    number = len(done) + 1
+    since = _last_counted(done, arm)
+    folded = fold_round(federation, arm, state, number, since)
+    validation: dict[str, Metrics] = {}
+    checkpoints = arm.folder / "checkpoints"
+    outcome: Literal["closed", "void"] = "closed"
+    try:
+        after = server_step(
+            state, folded.mean.mean(), folded.control, arm.plan.federation
+        )
+    except (QuorumError, ContributionError) as error:
+        extra = {"arm": arm.name, "round": number, "why": str(error)}
+        log.warning("void", extra=extra)
+        outcome, after = "void", state
+    if outcome == "closed":
+        sha256, checkpoint = write_checkpoint(checkpoints, number, after), number
+        if _judges_now(number, arm.plan):
+            now = {**since, **dict.fromkeys(folded.mean.weights, number)}
+            sums = judge(federation, arm, after.model, number, now, "validation")
+            validation = {site: arm.task.summarise(s) for site, s in sums.items()}
+    elif done:
+        sha256, checkpoint = done[-1].sha256, done[-1].checkpoint
+    else:  # the very first round is void: keep what it began with
+        sha256, checkpoint = write_checkpoint(checkpoints, 0, state), 0
+    record = RoundRecord(
+        number=number,
+        outcome=outcome,
+        sites=list(folded.rows),
+        validation=validation,
+        validation_mean=mean_metrics(validation),
+        model_digest=digest_of(after.model),
+        seconds=time.perf_counter() - started,
+    )
+    return Entry(checkpoint, sha256, record), after
+
+
+def _finish(
+    federation: Federation,
+    arm: Arm,
+    done: Sequence[Entry],
+    reason: Literal["all rounds", "early stop", "void rounds"],
+) -> tuple[ArmRecord, Float32[np.ndarray, " P"]]:
+    """Test the best model at every site."""
+    best = best_round(_records(done), arm.task.monitor)
+    entry = _entry_of(done, best)
+    if entry is None:
+        why = sorted({row.reason for e in done for row in e.record.sites})
+        raise RunError(
+            f"arm {arm.name!r} closed no round in {len(done)} tries, expected one; "
+            f"the sites said: {'; '.join(why)}"
+        )
+    state = read_checkpoint(arm.folder / "checkpoints", entry.checkpoint, entry.sha256)
+    # Sites keep only their latest memory (FedBN's norm layers), so test with that.
+    since = _last_counted(done, arm)
+    sums = judge(federation, arm, state.model, best, since, "test")
+    test = {site: arm.task.summarise(s) for site, s in sums.items()}
+    everything: Sums = {}
+    for site_sums in sums.values():
+        everything = add_sums(everything, site_sums)
+    records = _records(done)
+    record = ArmRecord(
+        name=arm.name,
+        rounds=records,
+        best_round=best,
+        stopped=reason,
+        steps=sum(row.steps for r in records for row in r.sites),
+        test=test,
+        test_mean=mean_metrics(test),
+        test_pooled=arm.task.summarise(everything) if everything else {},
+        seconds=sum(r.seconds for r in records),
+    )
+    return record, state.model
+
+
+def _latest(done: Sequence[Entry], checkpoints: Path) -> ServerState | None:
+    if not done:
+        return None
+    return read_checkpoint(checkpoints, done[-1].checkpoint, done[-1].sha256)
+
+
+def _last_counted(done: Sequence[Entry], arm: Arm) -> Mapping[str, int]:
+    """Site to the last round whose model holds its update; 0 if there is none."""
+    last = dict.fromkeys(arm.train, 0)
+    for entry in done:
+        if entry.record.outcome == "closed":
+            for row in entry.record.sites:
+                if row.outcome == "accepted":
+                    last[row.site] = entry.record.number
+    return last
+
+
+def _judges_now(number: int, plan: Plan) -> bool:
+    return number % plan.evaluation.every == 0 or number == plan.federation.rounds
+
+
+def _records(done: Sequence[Entry]) -> list[RoundRecord]:
+    return [entry.record for entry in done]
+
+
+def _entry_of(done: Sequence[Entry], number: int) -> Entry | None:
+    return next((e for e in done if e.record.number == number), None)
