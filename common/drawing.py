@@ -48,8 +48,8 @@ def outlines(
     picture = _grey_picture(grey, spacing_mm)
     size = picture.shape[:2]
     outside, inside = _resize(truth, size), _resize(predicted, size)
-    picture[outside != ndimage.maximum_filter(outside, _STROKE)] = BLUE
     picture[inside != ndimage.minimum_filter(inside, _STROKE)] = ORANGE
+    picture[outside != ndimage.maximum_filter(outside, _STROKE)] = BLUE
     return picture
 
 

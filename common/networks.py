@@ -2,8 +2,9 @@
 
 Every network is built with batch norm and its norm layers are then exchanged for the
 plan's. That is one rule for all, and the only one that holds: MONAI's ResNet ignores
-`norm` inside its blocks and its AttentionUnet has no such option. Instance norm has no
-parameters (MONAI's default), group norm has up to eight groups and an affine.
+`norm` inside its blocks and its AttentionUnet has no such option (and two kinds of norm
+inside). Instance norm has no parameters (MONAI's default), group norm has up to eight
+groups and an affine.
 
 Initial weights come from the seed alone and leave the global random state untouched, so
 that all engines start from one model.
@@ -33,8 +34,7 @@ _RESNETS: dict[str, tuple[str, list[int]]] = {
     "ResNet50": ("bottleneck", [3, 4, 6, 3]),
 }
 _DENSENETS = {"DenseNet121": (6, 12, 24, 16), "DenseNet169": (6, 12, 32, 32)}
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_INSTANCE = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def build_network(plan: Plan, out_channels: int, seed: int) -> nn.Module:
@@ -227,8 +227,6 @@ def _linear_probe(plan: Plan, out_channels: int) -> nn.Module:
 
 
 def _exchange_norms(network: nn.Module, model: Model) -> None:
-    if model.norm == "batch":
-        return
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, _NORMS):
@@ -236,6 +234,9 @@ def _exchange_norms(network: nn.Module, model: Model) -> None:
 
 
 def _norm(model: Model, channels: int) -> nn.Module:
+    flat = model.dimensions == 2
+    if model.norm == "group":
+        return nn.GroupNorm(math.gcd(8, channels), channels)
     if model.norm == "instance":
-        return _INSTANCE[model.dimensions](channels)
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+        return (nn.InstanceNorm2d if flat else nn.InstanceNorm3d)(channels)
+    return (nn.BatchNorm2d if flat else nn.BatchNorm3d)(channels)
