@@ -11,24 +11,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from client.intake.decode import plane_digest
 from client.intake.verdict import Segment
 from common.volume import Volume
 
 
-def case_digest(volume: Volume, segments: Sequence[Segment]) -> str:
+def case_digest(
+    volume: Volume,
+    segments: Sequence[Segment],
+    planes: Sequence[bytes] | None = None,
+) -> str:
     """Lower-case hex sha256 of voxels, grid and masks.
 
     Args:
-        volume: Values, hashed as little-endian float32 in D H W order; its affine,
+        volume: Values, hashed plane by plane along D (`plane_digest`); its affine,
             hashed in steps of 1e-4 mm, which is below what any format keeps.
         segments: Names and masks, in order.
+        planes: The digest of each plane, where decoders have already made them.
     """
     digest = hashlib.sha256()
     digest.update(np.array(volume.grid.shape, dtype="<i8").tobytes())
     affine = np.rint(volume.grid.affine * 1e4)
     digest.update(affine.astype("<i8").tobytes())
-    for plane in volume.array:
-        digest.update(np.ascontiguousarray(plane, dtype="<f4").data)
+    for plane in map(plane_digest, volume.array) if planes is None else planes:
+        digest.update(plane)
     for segment in segments:
         name = segment.name.encode()
         digest.update(len(name).to_bytes(8, "little") + name)

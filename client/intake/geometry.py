@@ -122,7 +122,9 @@ def series_grid(planes: Planes) -> Grid:
     """
     axes = _axes(planes)
     first = planes[0]
-    assert axes is not None and first.pixels is not None and first.pixel_spacing_mm
+    assert axes is not None
+    assert first.pixels is not None
+    assert first.pixel_spacing_mm is not None
     positions = _positions(planes)
     along_w, along_h, normal = axes
     step = (

@@ -62,7 +62,6 @@ class _Process:
     child: subprocess.Popen[bytes]
     channel: socket.socket
     ready: bool = False
-    target_sent: bool = False
     queue: deque[int] = field(default_factory=deque)
     since_s: float = 0.0
     received: bytearray = field(default_factory=bytearray)
@@ -102,7 +101,8 @@ class DecoderPool:
 
         Args:
             tasks: Messages that `client.intake.worker` answers.
-            target: File descriptor of the shared volume, for tasks that write one.
+            target: File descriptor of the shared volume, for tasks that write one; sent
+                with each of them and closed there, so that no process keeps a volume.
 
         Yields:
             Index of a task with its reply, or with how it was lost.
@@ -111,18 +111,22 @@ class DecoderPool:
             IntakeError: Decoder processes can't be started at all.
         """
         waiting = deque(range(len(tasks)))
-        for process in self._processes:
-            process.target_sent = False
         while len(self._processes) < min(self.limits.workers, len(tasks)):
             self._processes.append(self._start())
         left = len(tasks)
-        while left:
-            for process in self._processes:
-                self._feed(process, waiting, tasks, target)
-            for process in self._wait():
-                for index, reply in self._collect(process, waiting):
-                    left -= 1
-                    yield index, reply
+        try:
+            while left:
+                for process in self._processes:
+                    self._feed(process, waiting, tasks, target)
+                for process in self._wait():
+                    for index, reply in self._collect(process, waiting):
+                        left -= 1
+                        yield index, reply
+        finally:
+            # The caller lost interest: whoever is still at work works for nobody.
+            for process in [p for p in self._processes if p.queue]:
+                _end(process)
+                self._processes.remove(process)
 
     def _start(self) -> _Process:
         ours, theirs = socket.socketpair()
@@ -154,15 +158,13 @@ class DecoderPool:
     ) -> None:
         while waiting and process.ready and len(process.queue) < _QUEUED:
             index = waiting.popleft()
-            fresh = target >= 0 and not process.target_sent
             if not process.queue:
                 process.since_s = time.monotonic()
             process.queue.append(index)
             try:
-                send(process.channel, tasks[index], target if fresh else -1)
+                send(process.channel, tasks[index], target)
             except OSError:  # it died; `_collect` will see the end of the stream
                 return
-            process.target_sent = process.target_sent or fresh
 
     def _wait(self) -> list[_Process]:
         """Processes that have something to read, are late, or are gone."""

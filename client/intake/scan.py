@@ -1,9 +1,9 @@
 """Every file below a folder, in one order, without opening any.
 
-The order is by path, so that the same folder gives the same verdicts on any file system.
-Links are never followed: what lies inside the folder is found under its own name anyway,
-and what lies outside was not offered for intake. FIFOs, sockets and devices are listed
-and left alone, because opening one may block or act.
+The order is by path, so that the same folder gives the same verdicts on any file
+system. Links are never followed: what lies inside the folder is found under its own
+name anyway, and what lies outside was not offered for intake. FIFOs, sockets and
+devices are listed and left alone, because opening one may block or act.
 """
 
 import os
@@ -57,7 +57,7 @@ def printable(path: Path, root: Path) -> str:
 
 
 def missing_entries(
-    entries: Sequence[DirectoryEntry], directory: Path, root: Path
+    entries: Sequence[DirectoryEntry], directory: Path
 ) -> tuple[list[DirectoryEntry], list[DirectoryEntry]]:
     """Entries of a DICOMDIR that lead out of the root, and those with no file there.
 
@@ -72,7 +72,6 @@ def missing_entries(
             outside.append(entry)
         elif not _exists(directory, entry.components):
             missing.append(entry)
-    assert directory.is_relative_to(root)
     return outside, missing
 
 
@@ -106,7 +105,7 @@ def _exists(folder: Path, components: Sequence[str]) -> bool:
     for part in components:
         if folder.is_symlink() or not folder.is_dir():
             return False
-        names = {name.casefold(): name for name in os.listdir(folder)}
+        names = {found.name.casefold(): found.name for found in folder.iterdir()}
         name = part if (folder / part).exists() else names.get(part.casefold())
         if name is None:
             return False

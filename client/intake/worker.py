@@ -13,6 +13,7 @@ files and open sockets; a site that wants more puts intake into a container.
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import socket
@@ -43,13 +44,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     send(channel, {"ready": True})
-    target = -1
     while (received := receive(channel)) is not None:
-        message, target = received[0], received[1] if received[1] >= 0 else target
+        message, target = received
         # The parent has its own clock; this one ends an orphan stuck in a codec.
         signal.setitimer(signal.ITIMER_REAL, 2 * item_s)
         reply = _answer(message, target)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if target >= 0:
+            os.close(target)
         send(channel, reply)
 
 
@@ -85,8 +87,6 @@ def _answer(message: Message, target: int) -> Message:
     try:
         if message["job"] == "head":
             return dataclasses.asdict(read_head(Path(message["path"])))
-        if message["job"] == "target":
-            return {}
         plane = dict(message["plane"])
         plane["path"] = Path(plane["path"])
         pixels = dict(plane["pixels"])
