@@ -11,9 +11,12 @@ and size before it decodes them one at a time.
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pydicom
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
@@ -33,20 +36,19 @@ def read_dicom(path: Path) -> Dataset:
     if path.stat().st_size > FILE_BYTES_LIMIT:
         raise _too_large()
     with path.open("rb") as file:
-        meta = pydicom.filereader.read_partial(file, stop_when=lambda *_: True)
-        if meta.file_meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            file.seek(0)
-            return pydicom.dcmread(file)
-    return _read_deflated(path)
+        with_meta = file.read(132).endswith(b"DICM")
+        meta = read_file_meta_info(path) if with_meta else FileMetaDataset()
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            return _read_deflated(file, meta)
+        file.seek(0)
+        # Planning systems write RTSTRUCT without preamble and meta group: hence force.
+        return pydicom.dcmread(file, force=not with_meta)
 
 
-def _read_deflated(path: Path) -> Dataset:
-    with path.open("rb") as file:
-        file.seek(132)  # preamble and prefix
-        meta = pydicom.filereader.read_file_meta_info(path)
-        file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))
-        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        content = inflater.decompress(file.read(), FILE_BYTES_LIMIT)
+def _read_deflated(file: BinaryIO, meta: FileMetaDataset) -> Dataset:
+    file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    content = inflater.decompress(file.read(), FILE_BYTES_LIMIT)
     if inflater.unconsumed_tail:
         raise _too_large()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

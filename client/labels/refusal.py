@@ -6,11 +6,13 @@ tumour is background. Overlapping or empty segments are notes.
 """
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from client.intake.verdict import Code, Finding, Segment
@@ -48,10 +50,15 @@ class LabelRefusedError(LabelError):
 def reading(what: str) -> Iterator[None]:
     """Turns every failure of a file parser into LABEL_UNREADABLE.
 
-    The cause is named by its class alone: parsers quote tag values in their messages.
+    The cause is named by its class alone, and pydicom's warnings are off meanwhile:
+    both quote tag values.
     """
+    mode = pydicom.config.settings.reading_validation_mode
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except LabelRefusedError:
         raise
     except _UNREADABLE as cause:
@@ -60,6 +67,8 @@ def reading(what: str) -> Iterator[None]:
             f"{what} can't be read ({type(cause).__name__}), expected a complete and "
             f"valid object; export it again",
         ) from cause
+    finally:
+        pydicom.config.settings.reading_validation_mode = mode
 
 
 def require_mask_room(what: str, segments: int, shape: tuple[int, int, int]) -> None:

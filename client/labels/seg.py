@@ -10,7 +10,7 @@ LABELMAP (SOP class ...66.7) the pixel value is the segment number; segment 0 is
 background, and the pixel padding value stands for "not looked at".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +75,7 @@ def _segments(
     masks = {number: np.zeros(grid.shape, dtype=bool) for number in sorted(names)}
     beyond = 0
     groups = list(dataset.PerFrameFunctionalGroupsSequence)
-    frames = iter_pixels(dataset, raw=True)
-    for group, pixels in zip(groups, frames, strict=True):
+    for group, pixels in zip(groups, _frames(dataset), strict=True):
         steps = _place(dataset, group, pixels.shape, grid)
         inside = _inside(dataset, group, pixels, names)
         if not any(frame.any() for frame in inside.values()):
@@ -109,6 +108,25 @@ def _require_room(dataset: Dataset) -> None:
             f"{WHAT} has {pixels} pixels in all frames, expected at most "
             f"{PIXELS_LIMIT}; store it as a label map or leave empty frames out",
         )
+
+
+def _frames(dataset: Dataset) -> Iterator[Num[np.ndarray, "R C"]]:
+    """Stored values, one frame at a time.
+
+    Bits are unpacked here: frames follow one another without padding (PS3.5 8.1.1), so
+    a frame may begin within a byte, where pydicom 3.0.2 loses the frame's last bits.
+    """
+    shape = int(dataset.Rows), int(dataset.Columns)
+    if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
+        yield from iter_pixels(dataset, raw=True)
+        return
+    packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
+    size = shape[0] * shape[1]
+    for start in range(0, int(dataset.NumberOfFrames) * size, size):
+        first = start // 8
+        window = packed[first : (start + size + 7) // 8]
+        bits = np.unpackbits(window, bitorder="little")[start - 8 * first :]
+        yield bits[:size].reshape(shape)
 
 
 def _group_item(dataset: Dataset, group: Dataset, keyword: str) -> Dataset:
