@@ -30,7 +30,7 @@ from deploy.phantom.organs import (
 )
 from deploy.phantom.space import FLOAT, Space, space_at, space_of
 from deploy.phantom.torso import Habitus, cage, lungs
-from deploy.phantom.vessels import Tree, grow, paint_tree, scatter
+from deploy.phantom.vessels import Tree, grow, joined, paint_tree, scatter
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,7 @@ def _paint_body(hu: np.ndarray, patient: Patient, space: Space) -> None:
     paint_heart(hu, habitus, space, tissue)
     paint_spine(hu, habitus, space)
     paint_great_vessels(hu, habitus, space, tissue)
-    for tree in patient.trees:
-        paint_tree(hu, space, tree, tissue.blood_hu)
+    paint_tree(hu, space, joined(patient.trees), tissue.blood_hu)
     paint_airways(hu, space)
 
 

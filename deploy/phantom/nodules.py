@@ -14,7 +14,7 @@ from jaxtyping import Float64
 
 from deploy.phantom.space import FLOAT, Field, Space, capsule, fill, paint, space_at
 from deploy.phantom.torso import Habitus, lungs
-from deploy.phantom.vessels import Tree, scatter
+from deploy.phantom.vessels import Tree, joined, scatter
 
 Directions = tuple[tuple[float, float, float, float], ...]
 """Unit vectors x, y, z, each with a height or length relative to the radius."""
@@ -145,8 +145,8 @@ def _place(
 ) -> Float64[np.ndarray, "N 3"]:
     """Centres free in the lung, at a vessel, or at the pleura (one kind a call)."""
     draw = float(rng.random())
-    nodes = np.concatenate([tree.end for tree in trees])
-    thick = np.concatenate([tree.radius[:, 1] for tree in trees])
+    vessels = joined(trees)
+    nodes, thick = vessels.end, vessels.radius[:, 1]
     if draw < attached / 2:
         return _in_lung(rng, habitus, -0.95 * radius, -0.55 * radius)
     points = _in_lung(rng, habitus, -1e3, -radius - 2.0)

@@ -70,14 +70,14 @@ class Hospital:
     """Who its patients are."""
     dicomdir: bool = False
     """Whether the export has a DICOMDIR, as from a CD, with 8.3 names."""
-    label_map: bool = False
-    """Whether its SEG objects are label maps in place of binary ones."""
+    fractional: bool = False
+    """Whether its SEG objects are fractional in place of binary ones."""
 
 
 HOSPITALS: tuple[Hospital, ...] = (
     Hospital(
         "north",
-        Scanner(noise_hu=22.0, pixel_spacing_mm=2.7, matrix=144),
+        Scanner(noise_hu=22.0, pixel_spacing_mm=2.9),
         patients=10,
         anatomy=Anatomy(contrast=0.2),
     ),
@@ -90,9 +90,9 @@ HOSPITALS: tuple[Hospital, ...] = (
             sharpness=-0.7,
             noise_hu=12.0,
             slice_thickness_mm=2.5,
-            pixel_spacing_mm=2.6,
-            slices=112,
-            matrix=144,
+            pixel_spacing_mm=2.7,
+            slices=108,
+            matrix=140,
             transfer_syntax=JPEGLSLossless,
             signed=False,
         ),
@@ -124,9 +124,8 @@ HOSPITALS: tuple[Hospital, ...] = (
             kernel="FC51",
             sharpness=0.8,
             noise_hu=36.0,
-            pixel_spacing_mm=2.8,
-            matrix=136,
-            slices=100,
+            pixel_spacing_mm=3.0,
+            matrix=124,
             transfer_syntax=JPEG2000Lossless,
             signed=False,
         ),
@@ -134,10 +133,10 @@ HOSPITALS: tuple[Hospital, ...] = (
         anatomy=Anatomy(
             contrast=0.3, nodules=NoduleMix((1, 4), (8.0, 20.0), malignant=0.3)
         ),
-        label_map=True,
+        fractional=True,
     ),
 )
-"""Four hospitals; `ImplicitVRLittleEndian` and deflate are left to the tests."""
+"""Four hospitals, four makers, four ways to code pixels."""
 
 SIZES: dict[str, float] = {"tiny": 0.25, "small": 0.75, "full": 1.0}
 """Voxels along each axis relative to a hospital's protocol."""

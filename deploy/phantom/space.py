@@ -59,7 +59,7 @@ class Space:
         """
         lo, hi = np.asarray(low, np.float64), np.asarray(high, np.float64)
         centre, half = (lo + hi) / 2, (hi - lo) / 2
-        inverse = self._to_index
+        inverse = self.to_index
         middle = inverse[:, :3] @ centre + inverse[:, 3]
         reach = np.abs(inverse[:, :3]) @ half
         first = np.maximum(np.ceil(middle - reach).astype(int), 0)
@@ -79,7 +79,8 @@ class Space:
         return window, Space(shape, x, y, z, self.edge_mm, affine)
 
     @cached_property
-    def _to_index(self) -> Float64[np.ndarray, "3 4"]:
+    def to_index(self) -> Float64[np.ndarray, "3 4"]:
+        """Maps (x, y, z, 1) in mm to an index into the space."""
         return np.linalg.inv(self.affine)[:3]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from deploy.phantom.space import Field, Point, Space, capsule, fill, paint
 
@@ -117,32 +117,64 @@ def scatter(
     return np.concatenate(found)[:count]
 
 
+def joined(trees: Sequence[Tree]) -> Tree:
+    """The pieces of several trees as one."""
+    return Tree(
+        np.concatenate([tree.start for tree in trees]),
+        np.concatenate([tree.end for tree in trees]),
+        np.concatenate([tree.radius for tree in trees]),
+    )
+
+
 def paint_tree(hu: Field, space: Space, tree: Tree, value: float) -> None:
-    """Paint every piece; the lung shows through those thinner than a voxel."""
-    for a, b, radius in zip(tree.start, tree.end, tree.radius, strict=True):
-        paint_tube(hu, space, (a, b), (float(radius[0]), float(radius[1])), value)
+    """Paint every piece; brighter tissue that is already there stays.
+
+    Pieces thinner than a voxel are not drawn but weighed: their blood is shared among
+    the voxels round them, so that a vessel fades with its cross-section and never
+    breaks into beads. That is also most of the pieces, and a tenth of the time.
+    """
+    thin = tree.radius.max(axis=1) < 0.6 * space.edge_mm
+    share = _thin_share(tree, thin, space)
+    paint(hu, share, np.maximum(hu, np.float32(value)))
+    for a, b, ends in zip(
+        tree.start[~thin], tree.end[~thin], tree.radius[~thin].tolist(), strict=True
+    ):
+        reach = max(ends) + space.edge_mm
+        cut = space.box(np.minimum(a, b) - reach, np.maximum(a, b) + reach)
+        if cut is not None:
+            window, s = cut
+            part = hu[window]
+            tube = capsule(s, a, b, (ends[0], ends[1]))
+            paint(part, fill(tube, s.edge_mm), np.maximum(part, np.float32(value)))
 
 
-def paint_tube(
-    hu: Field,
-    space: Space,
-    ends: tuple[Point, Point],
-    radius: tuple[float, float],
-    value: float,
-) -> None:
-    """Paint one tube; brighter tissue that is already there stays (tubes overlap)."""
-    reach = max(radius) + space.edge_mm
-    a, b = ends
-    cut = space.box(np.minimum(a, b) - reach, np.maximum(a, b) + reach)
-    if cut is None:
-        return
-    window, s = cut
-    drawn = max(*radius, 0.5 * space.edge_mm)
-    thin = (max(radius) / drawn) ** 2  # the share of the voxel a thin vessel fills
-    grown = (max(radius[0], drawn * 0.8), max(radius[1], drawn * 0.8))
-    share = fill(capsule(s, a, b, grown if thin < 1 else radius), s.edge_mm)
-    part = hu[window]
-    paint(part, share * np.float32(min(thin, 1.0)), np.maximum(part, np.float32(value)))
+def _thin_share(
+    tree: Tree, thin: Bool[np.ndarray, " N"], space: Space
+) -> Float32[np.ndarray, "D H W"]:
+    """Share of each voxel that the thin pieces fill, by trilinear weights."""
+    ways = tree.end[thin] - tree.start[thin]
+    length = np.linalg.norm(ways, axis=1)
+    count = np.maximum(1, np.ceil(length / (0.4 * space.edge_mm))).astype(int)
+    piece = np.repeat(np.arange(len(count)), count)
+    first = np.repeat(np.cumsum(count) - count, count)
+    along = (np.arange(len(piece)) - first + 0.5) / count[piece]
+    points = tree.start[thin][piece] + along[:, None] * ways[piece]
+    begin, end = tree.radius[thin].T
+    radius = begin[piece] + along * (end - begin)[piece]
+    volume = np.pi * radius**2 * (length / count)[piece]
+    volume /= abs(float(np.linalg.det(space.affine[:3, :3])))
+    index = points @ space.to_index[:, :3].T + space.to_index[:, 3]
+    low = np.floor(index).astype(int)
+    weight = index - low
+    corners = np.array(list(np.ndindex(2, 2, 2)))
+    at = (low + corners[:, None]).reshape(-1, 3)
+    near = np.where(corners[:, None], weight, 1.0 - weight).prod(axis=2) * volume
+    inside = ((at >= 0) & (at < space.shape)).all(axis=1)
+    flat = np.ravel_multi_index(tuple(at[inside].T), space.shape)
+    share = np.bincount(
+        flat, near.reshape(-1)[inside], minlength=int(np.prod(space.shape))
+    )
+    return np.minimum(share, 1.0).astype(np.float32).reshape(space.shape)
 
 
 def paint_path(
