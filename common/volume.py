@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float64, Num
+from jaxtyping import Bool, Float32, Float64, Num
 from scipy import ndimage
 
 from common.errors import GeometryError
+
+EDGE = 1e-6
+"""Slack at outer faces and between axes, in voxels: what float64 affines lose."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Grid:
     """Maps (d, h, w, 1) to (x, y, z, 1) in mm, LPS."""
 
     def __post_init__(self) -> None:
-        affine = np.asarray(self.affine, dtype=np.float64)
+        affine = np.array(self.affine, dtype=np.float64)  # own copy, frozen below
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise GeometryError(
                 "grid got an affine that is not a finite 4x4 matrix, "
@@ -193,30 +196,45 @@ def resample(volume: Volume, grid: Grid, *, nearest: bool, outside: float) -> Vo
     to_source = np.linalg.inv(volume.grid.affine) @ grid.affine
     matrix, offset = to_source[:3, :3], to_source[:3, 3]
     if nearest:
-        return Volume(_nearest(volume.array, matrix, offset, grid.shape, outside), grid)
-    source = volume.array.astype(np.float32, copy=False)
-    diagonal = np.allclose(matrix, np.diag(np.diag(matrix)), atol=1e-6)
-    if diagonal:
-        source = _average_before_shrinking(source, np.diag(matrix))
-    array = ndimage.affine_transform(
-        source,
-        np.diag(matrix) if diagonal else matrix,
-        offset=offset,
-        output_shape=grid.shape,
-        order=1,
-        mode="nearest",
-    )
-    if not diagonal:
-        array[~_inside(volume.grid.shape, matrix, offset, grid.shape)] = outside
+        array = _nearest(volume.array, matrix, offset, grid.shape, outside)
+    else:
+        source = volume.array.astype(np.float32, copy=False)
+        array = _linear(source, matrix, offset, grid.shape, outside)
     return Volume(array, grid)
 
 
+def _linear(
+    source: Float32[np.ndarray, "D H W"],
+    matrix: Float64[np.ndarray, "3 3"],
+    offset: Float64[np.ndarray, " 3"],
+    shape: tuple[int, int, int],
+    outside: float,
+) -> Float32[np.ndarray, "D H W"]:
+    """Trilinear; between the centre and the face of an edge voxel its value holds."""
+    straight = np.allclose(matrix, np.diag(np.diag(matrix)), rtol=0.0, atol=1e-6)
+    if straight:
+        source = _average_before_shrinking(source, np.diag(matrix))
+    array = ndimage.affine_transform(
+        source,
+        np.diag(matrix) if straight else matrix,
+        offset=offset,
+        output_shape=shape,
+        order=1,
+        mode="nearest",
+    )
+    ends = matrix @ corner_indices(shape)[:3] + offset[:, None]
+    last = np.asarray(source.shape)[:, None] - 0.5
+    if (ends < -0.5 - EDGE).any() or (ends > last + EDGE).any():
+        array[~_inside(source.shape, matrix, offset, shape)] = outside
+    return array
+
+
 def _average_before_shrinking(
-    source: Num[np.ndarray, "D H W"], ratio: Float64[np.ndarray, " 3"]
-) -> Num[np.ndarray, "D H W"]:
+    source: Float32[np.ndarray, "D H W"], ratio: Float64[np.ndarray, " 3"]
+) -> Float32[np.ndarray, "D H W"]:
     for axis, r in enumerate(np.abs(ratio)):
         if r > 1.25:  # below that, linear interpolation averages enough by itself
-            # A Gaussian of half the new spacing, in source voxels.
+            # Full width at half maximum of about one new voxel (2.355 sigma).
             source = ndimage.gaussian_filter1d(
                 source, sigma=0.4 * float(r), axis=axis, mode="nearest", truncate=3.0
             )
@@ -228,26 +246,29 @@ def _source_index(
     matrix: Float64[np.ndarray, "3 3"],
     offset: Float64[np.ndarray, " 3"],
     shape: tuple[int, int, int],
-) -> Float64[np.ndarray, "D H W"]:
-    d, h, w = (np.arange(n, dtype=np.float64) for n in shape)
-    return (
-        matrix[axis, 0] * d[:, None, None]
-        + matrix[axis, 1] * h[None, :, None]
-        + matrix[axis, 2] * w[None, None, :]
-        + offset[axis]
-    )
+) -> Float64[np.ndarray, "..."]:
+    """Index along one source axis of every new voxel, as small as broadcasting allows.
+
+    Where the source axis runs along one new axis only, the result has one long axis.
+    """
+    index = np.full((1, 1, 1), offset[axis])
+    for new, n in enumerate(shape):
+        if abs(matrix[axis, new]) * n > EDGE:
+            steps = matrix[axis, new] * np.arange(n, dtype=np.float64)
+            index = index + steps.reshape([-1 if new == a else 1 for a in range(3)])
+    return index
 
 
 def _inside(
-    source_shape: tuple[int, int, int],
+    source_shape: tuple[int, ...],
     matrix: Float64[np.ndarray, "3 3"],
     offset: Float64[np.ndarray, " 3"],
     shape: tuple[int, int, int],
-) -> np.ndarray:
+) -> Bool[np.ndarray, "D H W"]:
     inside = np.ones(shape, dtype=bool)
     for axis in range(3):
         index = _source_index(axis, matrix, offset, shape)
-        inside &= (index > -0.5 - 1e-6) & (index < source_shape[axis] - 0.5 + 1e-6)
+        inside &= (index > -0.5 - EDGE) & (index < source_shape[axis] - 0.5 + EDGE)
     return inside
 
 
@@ -259,11 +280,10 @@ def _nearest(
     outside: float,
 ) -> Num[np.ndarray, "D H W"]:
     """Nearest neighbour by rounding half up, the same at both ends of an axis."""
-    inside = _inside(source.shape, matrix, offset, shape)
     picked = []
     for axis in range(3):
         index = np.floor(_source_index(axis, matrix, offset, shape) + 0.5 + 1e-9)
         picked.append(np.clip(index, 0, source.shape[axis] - 1).astype(np.intp))
-    out = source[picked[0], picked[1], picked[2]]
-    out[~inside] = outside
+    out = source[picked[0], picked[1], picked[2]]  # indices broadcast to the new shape
+    out[~_inside(source.shape, matrix, offset, shape)] = outside
     return out
