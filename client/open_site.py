@@ -1,5 +1,6 @@
 """From a site's folder to a service that is ready for orders."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,6 +38,9 @@ def open_cases(folder: Path, plan: Plan) -> SiteCases:
         )
     root = folder / "store"
     data = take_in(config.source, root, plan)
+    if config.public:
+        everything = (*data.train, *data.validation, *data.test)
+        data = replace(data, train=(), validation=(), test=everything)
     return SiteCases(CaseStore(root, load_secret(root)), data)
 
 

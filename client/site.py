@@ -28,6 +28,8 @@ class SiteConfig(BaseModel):
     """Name of the site in the federation."""
     source: Source | None = None
     """Its images; the path is absolute. Unset for a pooled site."""
+    public: bool = False
+    """Whether these are the server's public cases: all are test cases, none trains."""
     members: tuple[str, ...] = ()
     """Rehearsals only: folders of the sites whose training cases are pooled here, for
     the baseline that no real federation can have."""

@@ -4,6 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import tomli_w
 from pydantic import ValidationError
 
 from common.errors import PlanError
@@ -45,6 +46,12 @@ def parse_plan(text: str, name: str = "plan") -> Plan:
             + "\n  ".join(complaints)
             + "\nsee `fedct plan schema` for every key"
         ) from error
+
+
+def plan_toml(plan: Plan) -> str:
+    """The effective plan as TOML: every key with its value, the hash on top."""
+    content = plan.model_dump(mode="json", exclude_none=True)
+    return f"# plan hash {plan.digest}\n\n{tomli_w.dumps(content)}"
 
 
 def _complaint(text: str, error: dict[str, object]) -> str:

@@ -45,7 +45,8 @@ def write_arms(folder: Path, arms: list[Arm]) -> None:
     rows = {
         arm.name: {
             "train": arm.train,
-            "judge": arm.judge,
+            "validate": arm.validate,
+            "test": arm.test,
             "folder": str(arm.folder.relative_to(folder)),
             "run": arm.run,
         }
@@ -61,7 +62,8 @@ def read_arm(folder: Path, name: str) -> Arm:
         name=name,
         plan=load_plan(folder / "plan.toml"),
         train=tuple(row["train"]),
-        judge=tuple(row["judge"]),
+        validate=tuple(row["validate"]),
+        test=tuple(row["test"]),
         folder=folder / row["folder"],
         run=row["run"],
     )

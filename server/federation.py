@@ -43,8 +43,10 @@ class Arm:
     """The plan; the same for all arms of a run."""
     train: tuple[str, ...]
     """Sites that train, in the order in which replies are folded."""
-    judge: tuple[str, ...]
-    """Sites that judge the model."""
+    validate: tuple[str, ...]
+    """Sites on whose validation patients the best round is picked."""
+    test: tuple[str, ...]
+    """Sites on whose test patients the best model is judged."""
     folder: Path
     """Holds this arm's `journal.sqlite` and `checkpoints/`."""
     run: str
@@ -78,16 +80,18 @@ def first_model(plan: Plan) -> tuple[nn.Module, Layout]:
 def judge(
     federation: Federation,
     arm: Arm,
+    sites: tuple[str, ...],
     model: Float32[np.ndarray, " P"],
     number: int,
     since: Mapping[str, int],
     part: Part,
 ) -> dict[str, Sums]:
-    """Every judging site's sums for a model; a site that does not answer is left out.
+    """The sites' sums for a model; one that does not answer or has no case is left out.
 
     Args:
         federation: The sites.
-        arm: Says which sites judge.
+        arm: Gives plan and run.
+        sites: Who judges.
         model: Parameters to judge.
         number: Round of the model.
         since: Site to its last round that counted.
@@ -97,7 +101,7 @@ def judge(
         site: JudgeOrder(
             arm.run, arm.plan.digest, number, since.get(site, 0), part, model
         )
-        for site in arm.judge
+        for site in sites
     }
     sums: dict[str, Sums] = {}
     for reply in ask(

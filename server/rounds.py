@@ -28,6 +28,9 @@ from server.summary import best_round, mean_metrics, stop_reason
 
 log = logging.getLogger("fedct.run")
 
+PUBLIC = "public"
+"""Name of the node that holds the server's public cases; it never trains."""
+
 
 def run_arm(
     federation: Federation, arm: Arm
@@ -89,7 +92,9 @@ def _one_round(
         sha256, checkpoint = write_checkpoint(checkpoints, number, after), number
         if _judges_now(number, arm.plan):
             now = {**since, **dict.fromkeys(folded.mean.weights, number)}
-            sums = judge(federation, arm, after.model, number, now, "validation")
+            sums = judge(
+                federation, arm, arm.validate, after.model, number, now, "validation"
+            )
             validation = {site: arm.task.summarise(s) for site, s in sums.items()}
     elif done:
         sha256, checkpoint = done[-1].sha256, done[-1].checkpoint
@@ -125,7 +130,9 @@ def _finish(
     state = read_checkpoint(arm.folder / "checkpoints", entry.checkpoint, entry.sha256)
     # Sites keep only their latest memory (FedBN's norm layers), so test with that.
     since = _last_counted(done, arm)
-    sums = judge(federation, arm, state.model, best, since, "test")
+    sums = judge(federation, arm, arm.test, state.model, best, since, "test")
+    public = (PUBLIC,) if PUBLIC in federation.rosters else ()
+    shown = judge(federation, arm, public, state.model, best, since, "test")
     test = {site: arm.task.summarise(s) for site, s in sums.items()}
     everything: Sums = {}
     for site_sums in sums.values():
@@ -140,6 +147,7 @@ def _finish(
         test=test,
         test_mean=mean_metrics(test),
         test_pooled=arm.task.summarise(everything) if everything else {},
+        public=arm.task.summarise(shown[PUBLIC]) if shown else {},
         seconds=sum(r.seconds for r in records),
     )
     return record, state.model

@@ -1,0 +1,187 @@
+"""The `fedct` command: verbs, options, exit codes. The work is done elsewhere.
+
+Heavy packages are imported inside the verbs, so that `--help` answers at once. What is
+asked for goes to standard output, everything else to standard error. A deliberate
+failure prints one sentence and exits with its number (`common.errors`); Ctrl-C exits
+with 130 and leaves a run that can be resumed.
+"""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from common.errors import FedctError, StoppedError
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Federated learning on CT across hospitals.",
+)
+plan_app = typer.Typer(no_args_is_help=True, help="Write, check and show plans.")
+app.add_typer(plan_app, name="plan")
+
+
+class Format(StrEnum):
+    """How something is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Engine(StrEnum):
+    """What carries messages in a rehearsal."""
+
+    IN_PROCESS = "in-process"
+    RAY = "ray"
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Print for people or for programs.")
+]
+PlanArgument = Annotated[Path, typer.Argument(help="The plan, a TOML file.")]
+
+
+@app.command()
+def simulate(
+    plan: PlanArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder. [default: runs/<name of the plan's file>]"),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="What carries the messages.")
+    ] = Engine.IN_PROCESS,
+    baselines: Annotated[
+        str, typer.Option(help="Comma-separated: pooled, local.")
+    ] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder.")
+    ] = False,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Replaces the plan's data_root.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: all cores]")
+    ] = None,
+    output_format: FormatOption = Format.TEXT,
+) -> None:
+    """Run a whole federation on this machine.
+
+    Example: `fedct simulate deploy/plans/lidc_nodules.toml --baselines pooled,local`
+    """
+    from deploy.progress import show_progress
+    from deploy.simulate import parse_baselines
+    from deploy.simulate import simulate as run_plan
+
+    folder = out or Path("runs") / plan.stem
+    chosen = parse_baselines(baselines)
+    with show_progress():
+        record = run_plan(
+            plan,
+            folder,
+            engine=engine.value,
+            baselines=chosen,
+            resume=resume,
+            data_root=data_root,
+            device=device,
+            threads=threads,
+        )
+    if output_format is Format.JSON:
+        typer.echo(record.model_dump_json(indent=1, exclude={"pictures"}))
+        return
+    from deploy.summary_table import print_summary
+
+    print_summary(record, folder)
+
+
+@plan_app.command("check")
+def plan_check(plan: PlanArgument, output_format: FormatOption = Format.TEXT) -> None:
+    """Check a plan without touching any data; say its hash."""
+    from common.networks import check_fits
+    from common.plan_file import load_plan
+
+    checked = load_plan(plan)
+    check_fits(checked)
+    if output_format is Format.JSON:
+        typer.echo(json.dumps({"name": checked.plan.name, "digest": checked.digest}))
+    else:
+        typer.echo(f"plan {checked.plan.name!r} is valid, hash {checked.digest}")
+
+
+@plan_app.command("show")
+def plan_show(plan: PlanArgument, output_format: FormatOption = Format.TEXT) -> None:
+    """Print the effective plan: every key with its value, defaults included."""
+    from common.plan_file import load_plan, plan_toml
+
+    loaded = load_plan(plan)
+    if output_format is Format.JSON:
+        typer.echo(loaded.model_dump_json(indent=1))
+    else:
+        typer.echo(plan_toml(loaded))
+
+
+@plan_app.command("schema")
+def plan_schema() -> None:
+    """Print the JSON schema of a plan: every key, type and meaning."""
+    from common.plan import Plan
+
+    typer.echo(json.dumps(Plan.model_json_schema(), indent=1))
+
+
+@plan_app.command("new")
+def plan_new(
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    site: Annotated[
+        list[str],
+        typer.Option(help="NAME=FOLDER, once per hospital; at least two."),
+    ],
+    task: Annotated[
+        str, typer.Option(help="segmentation or classification.")
+    ] = "segmentation",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Label names to segment. [default: every label found]"),
+    ] = None,
+    source_format: Annotated[
+        str, typer.Option(help="dicom, nifti, metaimage or images.")
+    ] = "dicom",
+) -> None:
+    """Write a commented plan that runs on your own folders.
+
+    Example: `fedct plan new lung.toml --site a=/data/a --site b=/data/b --label GTV-1`
+    """
+    from deploy.new_plan import write_plan
+
+    write_plan(out, site, task, label or ["*"], source_format)
+    typer.echo(f"wrote {out}; look it over, then: fedct simulate {out}")
+
+
+def main() -> None:
+    """Run the command; turn deliberate failures into a sentence and a number."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except FedctError as error:
+        typer.echo(f"fedct: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        typer.echo(
+            "fedct: stopped; what was finished is kept. Go on with the same command "
+            "and --resume.",
+            err=True,
+        )
+        sys.exit(StoppedError.exit_code)

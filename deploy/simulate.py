@@ -1,0 +1,321 @@
+"""The whole federation on this machine: intake, arms, report, model.
+
+`simulate` lays out a run folder, takes every site's images in, runs the federated arm
+and the baselines that were asked for, and writes what is handed out. It can be called
+again on the same folder after any interruption and goes on where it stopped.
+
+    run folder   plan.toml  arms.json  journal.sqlite  checkpoints/  model/
+                 report.json  report.html  sites/<name>/  baselines/<arm>/
+"""
+
+import datetime
+import json
+import logging
+import resource
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+import torch
+from client.intake.run import SiteData
+from safetensors.numpy import load
+
+from client.open_site import choose_device, open_cases
+from client.private_files import make_private_folder
+from client.site import SiteConfig, write_site
+from common.errors import PlanError, RunError, UsageError
+from common.networks import check_fits
+from common.package import PackageFacts, save_package
+from common.parameters import to_state
+from common.plan import Plan, Simulation, Source
+from common.plan_file import load_plan, plan_toml
+from common.tasks.catalog import task_of
+from deploy.engine import InProcessGrid, run_in_process, run_on_ray
+from deploy.pictures import draw_pictures
+from deploy.versions import device_name, versions
+from server.app import ARM_RECORD_FILE, BEST_FILE, write_arms
+from server.durable import write_durable
+from server.federation import Arm, first_model
+from server.record import ArmRecord, RunRecord, SiteRecord
+from server.report import write_report
+from server.rounds import PUBLIC
+
+log = logging.getLogger("fedct.run")
+
+Engine = Literal["in-process", "ray"]
+Baseline = Literal["pooled", "local"]
+POOLED = "pooled"
+"""Name of the node that trains on all sites' cases; a baseline."""
+STARTED_FILE = "started.json"
+
+
+def parse_baselines(text: str) -> tuple[Baseline, ...]:
+    """The baselines in a comma-separated list."""
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in chosen:
+        if name not in get_args(Baseline):
+            raise UsageError(
+                f"option --baselines got {name!r}, expected pooled, local or both"
+            )
+    return cast(tuple[Baseline, ...], chosen)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A laid-out run."""
+
+    folder: Path
+    """The run folder."""
+    plan: Plan
+    """The effective plan."""
+    sites: tuple[str, ...]
+    """Names of the hospitals, in folding order."""
+    arms: tuple[Arm, ...]
+    """Federated first."""
+    has_public: bool
+    """Whether there are public cases."""
+
+    def site_folder(self, name: str) -> Path:
+        """Where a site of this run works."""
+        return self.folder / "sites" / name
+
+
+def simulate(
+    plan_path: Path,
+    out: Path,
+    *,
+    engine: Engine = "in-process",
+    baselines: Sequence[Baseline] = (),
+    resume: bool = False,
+    data_root: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> RunRecord:
+    """Run or resume a rehearsal and write its report and model.
+
+    Args:
+        plan_path: The plan; needs `[simulation]`.
+        out: The run folder; must be new or empty unless `resume`.
+        engine: What carries the federated arm's messages; baselines always run in
+            this process.
+        baselines: "pooled" trains one model on all sites' cases, "local" one per site.
+        resume: Go on with the run in `out`.
+        data_root: Replaces the plan's `data_root`.
+        device: Where sites compute.
+        threads: CPU threads of torch; unset: one per core.
+
+    Raises:
+        FedctError: The plan can't work, or the run can't start; nothing is half done.
+    """
+    began = time.perf_counter()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    plan = load_plan(plan_path)
+    check_fits(plan)
+    run = _lay_out(plan, plan_path, out, baselines, resume, data_root, device)
+    data = _take_in(run)
+    intake_s = time.perf_counter() - began
+    records = _run_arms(run, engine)
+    record = _record(run, data, records, engine, intake_s, device)
+    _hand_out(run, records[0])
+    write_report(record, run.folder)
+    log.info("finished", extra={"seconds": time.perf_counter() - began})
+    return record
+
+
+def _lay_out(
+    plan: Plan,
+    plan_path: Path,
+    out: Path,
+    baselines: Sequence[Baseline],
+    resume: bool,
+    data_root: Path | None,
+    device: str,
+) -> Run:
+    simulation = plan.simulation
+    if simulation is None:
+        raise PlanError(
+            f"plan {plan_path.name!r} has no [simulation], expected the sites to "
+            "rehearse with; see `fedct plan new`"
+        )
+    _refuse_folder(out, plan, resume)
+    make_private_folder(out)
+    root = (data_root or plan_path.parent / simulation.data_root).resolve()
+    text = plan_toml(plan)
+    write_durable(out / "plan.toml", text.encode())
+    if not (out / STARTED_FILE).exists():
+        write_durable(out / STARTED_FILE, json.dumps(_now()).encode())
+    run = Run(
+        folder=out,
+        plan=plan,
+        sites=tuple(sorted(site.name for site in simulation.sites)),
+        arms=_arms(plan, simulation, out, baselines),
+        has_public=simulation.public is not None,
+    )
+    for name, source in _sources(simulation).items():
+        absolute = source.model_copy(update={"source": str(root / source.source)})
+        config = SiteConfig(name=name, source=absolute, device=device)
+        write_site(run.site_folder(name), config, text)
+    members = tuple(str(run.site_folder(name).resolve()) for name in run.sites)
+    pooled = SiteConfig(name=POOLED, members=members, device=device)
+    write_site(run.site_folder(POOLED), pooled, text)
+    write_arms(out, list(run.arms))
+    return run
+
+
+def _refuse_folder(out: Path, plan: Plan, resume: bool) -> None:
+    """Before anything is written: is this folder new, or the run to resume?"""
+    known = out / "plan.toml"
+    if resume:
+        if not known.exists():
+            raise RunError(
+                f"folder {out.name!r} holds no run, expected one to resume; leave "
+                "--resume out to start it"
+            )
+        if load_plan(known).digest != plan.digest:
+            raise RunError(
+                f"folder {out.name!r} holds a run of another plan, expected plan "
+                f"{plan.digest[:12]}; choose another --out"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise RunError(
+            f"folder {out.name!r} is not empty, expected a new one; add --resume to go "
+            "on with the run in it, or choose another --out"
+        )
+
+
+def _sources(simulation: Simulation) -> dict[str, Source]:
+    named: dict[str, Source] = {
+        site.name: Source(source=site.source, format=site.format, where=site.where)
+        for site in simulation.sites
+    }
+    if simulation.public is not None:
+        named[PUBLIC] = simulation.public
+    return named
+
+
+def _arms(
+    plan: Plan, simulation: Simulation, out: Path, baselines: Sequence[Baseline]
+) -> tuple[Arm, ...]:
+    """The federated arm, and one per baseline that was asked for."""
+    sites = tuple(sorted(site.name for site in simulation.sites))
+
+    def arm(name: str, train: tuple[str, ...], validate: tuple[str, ...]) -> Arm:
+        folder = out if name == "federated" else out / "baselines" / name
+        run = f"{plan.digest[:16]}-{name}"
+        return Arm(name, plan, train, validate, sites, folder, run)
+
+    arms = [arm("federated", sites, sites)]
+    if "pooled" in baselines:
+        arms.append(arm(POOLED, (POOLED,), sites))
+    if "local" in baselines:
+        arms += [arm(f"local-{site}", (site,), (site,)) for site in sites]
+    return tuple(arms)
+
+
+def _take_in(run: Run) -> dict[str, SiteData]:
+    """Every site's cases; the store makes a second time quick."""
+    data = {}
+    for name in run.sites:
+        log.info("intake", extra={"site": name})
+        data[name] = open_cases(run.site_folder(name), run.plan).data
+        log.info("taken in", extra={"site": name, "data": data[name]})
+    if run.has_public:
+        open_cases(run.site_folder(PUBLIC), run.plan)
+    return data
+
+
+def _run_arms(run: Run, engine: Engine) -> list[ArmRecord]:
+    """Run what is not finished yet; the federated arm first."""
+    pooled = (POOLED,) if any(arm.train == (POOLED,) for arm in run.arms) else ()
+    public = (PUBLIC,) if run.has_public else ()
+    hospitals = [run.site_folder(name) for name in (*run.sites, *public)]
+    grid = InProcessGrid([*hospitals, *map(run.site_folder, pooled)])
+    records = []
+    for arm in run.arms:
+        written = arm.folder / ARM_RECORD_FILE
+        if not written.exists():
+            if engine == "ray" and arm.name == "federated":
+                run_on_ray(hospitals, run.folder, arm.name)
+            else:
+                run_in_process(grid, run.folder, arm.name)
+        records.append(ArmRecord.model_validate_json(written.read_bytes()))
+    return records
+
+
+def _hand_out(run: Run, record: ArmRecord) -> None:
+    """The best federated model as a package."""
+    network, layout = first_model(run.plan)
+    vector = np.array(load((run.folder / BEST_FILE).read_bytes())["model"])
+    monitor = task_of(run.plan).monitor
+    best = record.rounds[record.best_round - 1]
+    facts = PackageFacts(
+        round=record.best_round,
+        monitor=monitor,
+        monitor_value=best.validation_mean.get(monitor),
+        sites=len(run.sites),
+        versions=versions(),
+    )
+    state = to_state(layout, vector, network)
+    save_package(run.folder / "model", run.plan, state, facts=facts)
+
+
+def _record(
+    run: Run,
+    data: dict[str, SiteData],
+    arms: list[ArmRecord],
+    engine: Engine,
+    intake_s: float,
+    device: str,
+) -> RunRecord:
+    task = task_of(run.plan)
+    _, layout = first_model(run.plan)
+    public = run.site_folder(PUBLIC) if run.has_public else None
+    return RunRecord(
+        name=run.plan.plan.name,
+        description=run.plan.plan.description,
+        task=run.plan.task.kind,
+        monitor=task.monitor,
+        class_names=list(task.class_names),
+        plan_digest=run.plan.digest,
+        plan_toml=(run.folder / "plan.toml").read_text(),
+        engine=engine,
+        started=json.loads((run.folder / STARTED_FILE).read_text()),
+        finished=_now(),
+        seconds=intake_s + sum(arm.seconds for arm in arms),
+        intake_s=intake_s,
+        peak_memory_bytes=_peak_memory_bytes(),
+        parameters=layout.size,
+        sites=[_site_record(name, data[name]) for name in run.sites],
+        arms=arms,
+        pictures=draw_pictures(run.folder, public, run.plan) if public else [],
+        versions=versions(),
+        device=device_name(choose_device(device)),
+    )
+
+
+def _site_record(name: str, data: SiteData) -> SiteRecord:
+    codes = Counter(
+        finding.code.value for row in data.verdicts for finding in row.findings
+    )
+    return SiteRecord(
+        name=name,
+        accepted=data.count.accepted,
+        found=data.count.found,
+        codes=dict(sorted(codes.items())),
+        train=len(data.train),
+        validation=len(data.validation),
+        test=len(data.test),
+    )
+
+
+def _peak_memory_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
