@@ -20,7 +20,8 @@ CLASSIFIES = {
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread_and_one_seed():
+    torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

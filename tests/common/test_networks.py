@@ -134,7 +134,7 @@ def test_a_patch_too_small_for_a_densenet_is_refused(make_plan):
         model={"name": "DenseNet121", "dimensions": 3, "norm": "group"},
         training={"patch": [16, 32, 32]},
     )
-    with pytest.raises(ModelError, match="got 16 .* at least 32"):
+    with pytest.raises(ModelError, match=r"got 16 .* at least 32"):
         check_fits(plan)
 
 
