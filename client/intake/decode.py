@@ -96,8 +96,7 @@ def decode_plane(task: PlaneTask, target: int) -> PlaneFacts:
     plane = (
         hu.astype(task.dtype, copy=False) if fits else np.zeros(hu.shape, task.dtype)
     )
-    data = plane.tobytes()
-    _write(target, data, task.target_offset)
+    _write(target, plane.data, task.target_offset)
     padding_hu = None
     if pad is not None and padding is not None:
         padding_hu = padding[1] * task.slope + task.intercept
@@ -128,8 +127,8 @@ def plane_digest(plane: Num[np.ndarray, "..."]) -> bytes:
         with np.errstate(invalid="ignore"):
             short = exact.astype("<i2")
         exact = short if np.array_equal(short, exact) else exact
-    little = exact.astype(exact.dtype.newbyteorder("<"), copy=False)
-    return hashlib.blake2b(little.tobytes(), digest_size=32).digest()
+    little = np.ascontiguousarray(exact, dtype=exact.dtype.newbyteorder("<"))
+    return hashlib.blake2b(little.data, digest_size=32).digest()
 
 
 def read_words(path: Path, pixels: PixelFormat, frame: int) -> Words:
@@ -226,8 +225,8 @@ def _is_int16(hu: Num[np.ndarray, " N"], low: float, high: float) -> bool:
     return hu.dtype.kind == "i" and low >= -32768 and high <= 32767
 
 
-def _write(target: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
+def _write(target: int, data: memoryview, offset: int) -> None:
+    view = data.cast("B")
     while view.nbytes:
         written = os.pwrite(target, view, offset)
         view, offset = view[written:], offset + written

@@ -155,15 +155,21 @@ def _axes(planes: Sequence[SliceHeader]) -> Float64[np.ndarray, "3 3"] | None:
     known = [p.orientation for p in planes if p.orientation is not None]
     if len(known) < len(planes) or not known:
         return None
-    row, column = np.asarray(min(known), dtype=np.float64).reshape(2, 3)
-    lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
-    close = np.abs(lengths - 1.0).max() <= 10 * ORIENTATION_TOLERANCE
-    if not close or abs(float(row @ column)) > ORIENTATION_TOLERANCE:
+    pair = np.asarray(min(known), dtype=np.float64).reshape(2, 3)
+    if not _is_orthonormal(pair[None]):
         return None
-    row = row / lengths[0]
+    row, column = pair / np.linalg.norm(pair, axis=1, keepdims=True)
     normal = np.cross(row, column)
     normal /= np.linalg.norm(normal)
     return np.stack([row, np.cross(normal, row), normal])
+
+
+def _is_orthonormal(pairs: Float64[np.ndarray, "N 2 3"]) -> bool:
+    """Whether all pairs of rows are perpendicular unit vectors; false for NaN."""
+    lengths = np.linalg.norm(pairs, axis=2)
+    cosine = (pairs[:, 0] * pairs[:, 1]).sum(axis=1)
+    close = np.abs(lengths - 1.0) <= ORIENTATION_TOLERANCE
+    return bool(close.all() and (np.abs(cosine) <= ORIENTATION_TOLERANCE).all())
 
 
 def _positions(planes: Sequence[SliceHeader]) -> Float64[np.ndarray, "N 3"]:
@@ -260,14 +266,15 @@ def _matrix(plane: SliceHeader) -> tuple[object, ...]:
 
 
 def _orientation_finding(planes: Planes) -> Finding | None:
-    if any(_axes([p]) is None for p in planes):
+    known = [p.orientation for p in planes if p.orientation is not None]
+    cosines = np.array(known, dtype=np.float64).reshape(-1, 2, 3)
+    if len(known) < len(planes) or not _is_orthonormal(cosines):
         return refusal(
             Code.BAD_ORIENTATION,
             "ImageOrientationPatient is absent or not two perpendicular unit vectors, "
             "expected one per slice; export the original images",
         )
-    cosines = np.array([p.orientation for p in planes])
-    apart = np.abs(cosines - cosines[0]).max(axis=1) > ORIENTATION_TOLERANCE
+    apart = np.abs(cosines - cosines[0]).max(axis=(1, 2)) > ORIENTATION_TOLERANCE
     if not apart.any():
         return None
     return refusal(

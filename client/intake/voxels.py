@@ -7,7 +7,7 @@ where that holds every value, which is nearly always and half of float32.
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Num
@@ -92,7 +92,9 @@ def _decode_as(
             target_offset=number * plane_bytes,
             codestream_sign=codestream_sign,
         )
-        tasks.append({"job": "plane", "plane": asdict(task)})
+        tasks.append(
+            {"job": "plane", "plane": {**vars(task), "pixels": vars(plane.pixels)}}
+        )
     target = shared_memory(plane_bytes * len(planes))
     try:
         facts: dict[int, PlaneFacts] = {}

@@ -11,7 +11,6 @@ Not covered here: a sandbox. The process has the rights of its parent and could 
 files and open sockets; a site that wants more puts intake into a container.
 """
 
-import dataclasses
 import json
 import os
 import resource
@@ -27,7 +26,7 @@ from pydicom import config
 
 from client.intake.container import FileProblemError
 from client.intake.decode import PlaneTask, decode_plane
-from client.intake.header import PixelFormat
+from client.intake.header import FileHead, PixelFormat
 from client.intake.parse import read_head
 
 Message = dict[str, Any]
@@ -86,13 +85,13 @@ def receive(channel: socket.socket) -> tuple[Message, int] | None:
 def _answer(message: Message, target: int) -> Message:
     try:
         if message["job"] == "head":
-            return dataclasses.asdict(read_head(Path(message["path"])))
+            return _head_message(read_head(Path(message["path"])))
         plane = dict(message["plane"])
         plane["path"] = Path(plane["path"])
         pixels = dict(plane["pixels"])
         pixels["padding"] = tuple(pixels["padding"]) if pixels["padding"] else None
         plane["pixels"] = PixelFormat(**pixels)
-        return dataclasses.asdict(decode_plane(PlaneTask(**plane), target))
+        return vars(decode_plane(PlaneTask(**plane), target))
     except FileProblemError as problem:
         return {"problem": problem.problem}
     except MemoryError:
@@ -101,6 +100,19 @@ def _answer(message: Message, target: int) -> Message:
         return {
             "problem": "UNREADABLE" if message["job"] == "head" else "DECODE_FAILED"
         }
+
+
+def _head_message(head: FileHead) -> Message:
+    """The head as JSON has it; `asdict` would copy deeply, at the cost of parsing."""
+    message = dict(vars(head))
+    message["planes"] = [
+        {**vars(plane), "pixels": plane.pixels and vars(plane.pixels)}
+        for plane in head.planes
+    ]
+    message["label"] = head.label and vars(head.label)
+    if head.directory is not None:
+        message["directory"] = [vars(entry) for entry in head.directory]
+    return message
 
 
 if __name__ == "__main__":
