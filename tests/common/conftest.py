@@ -11,12 +11,6 @@ from common.plan import Plan
 from common.volume import Grid
 
 SEGMENTS = {"kind": "segmentation", "classes": {"nodule": ["nodule"]}}
-CLASSIFIES = {
-    "kind": "classification",
-    "attribute": "score",
-    "baseline_attribute": "diameter",
-    "classes": [{"name": "benign", "below": 3.0}, {"name": "malignant", "above": 3.0}],
-}
 
 
 @pytest.fixture(autouse=True)
