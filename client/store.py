@@ -147,6 +147,7 @@ class CaseStore:
         temporary = path.with_name(f"{key}.{os.getpid()}{TEMPORARY}")
         try:
             write_case(temporary, prepared, {"recipe": recipe_digest(plan)})
+            record = _record(key, open_case_file(temporary))
             temporary.rename(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -154,7 +155,7 @@ class CaseStore:
                 f"store can't write a prepared case ({error.strerror}), expected "
                 f"{prepared.image.nbytes >> 20} MB of room; free some or move the store"
             ) from error
-        return _record(key, open_case_file(path))
+        return record
 
     def open(self, record: CaseRecord) -> PreparedCase:
         """The case; its arrays are memory maps, read as they are touched.
