@@ -7,11 +7,11 @@ come from the seed: two runs give the same files.
 Not covered here: broken series (`deploy.phantom.awkward`).
 """
 
-import hashlib
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import highdicom as hd
@@ -31,20 +31,11 @@ from pydicom.uid import (
 from pydicom.valuerep import DSfloat
 
 from common.volume import Volume
+from deploy.phantom.identity import DATE, IMPLEMENTATION_UID, TIME, uid_of
 from deploy.phantom.scanner import Scanner
 
-IMPLEMENTATION_UID = UID("2.25.204118307217061520134236140771021498117")
-"""Says in every file which program wrote it; a random UUID, fixed once."""
 SegKind = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
 """Flavours of DICOM SEG (0062,0001)."""
-DATE, TIME = "20250401", "101500"
-"""All phantoms were scanned at once."""
-
-
-def uid_of(*parts: object) -> UID:
-    """A UID under 2.25 (PS3.5 B.2) that depends on the parts alone."""
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
 
 
 def write_series(
@@ -84,12 +75,14 @@ def write_series(
     for d, name in enumerate(names):
         slice_ = slice_dataset(header, volume, stored, d)
         encode(slice_, syntax)
-        (folder / name).write_bytes(_file_bytes(slice_, shared))
+        (folder / name).write_bytes(file_bytes(slice_, shared))
         paths.append(folder / name)
     return paths
 
 
-def _file_bytes(ds: Dataset, shared: dict[int, bytes]) -> bytes:
+def file_bytes(
+    ds: Dataset, shared: Mapping[int, bytes] = MappingProxyType({})
+) -> bytes:
     """A slice as `Dataset.save_as` would write it, at a third of the time.
 
     Args:
@@ -105,11 +98,16 @@ def _file_bytes(ds: Dataset, shared: dict[int, bytes]) -> bytes:
     if syntax.is_deflated:
         deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)  # no header: PS3.5 A.5
         body = deflate.compress(body) + deflate.flush()
-        body += b"\0" * (len(body) % 2)
+        body += bytes(len(body) % 2)
+    return file_start(ds.file_meta) + body
+
+
+def file_start(meta: FileMetaDataset) -> bytes:
+    """Preamble and file meta information: all that comes before the data set."""
     file = DicomBytesIO(b"")
     file.is_implicit_VR, file.is_little_endian = False, True
-    write_file_meta_info(file, ds.file_meta)
-    return bytes(128) + b"DICM" + file.getvalue() + body
+    write_file_meta_info(file, meta)
+    return bytes(128) + b"DICM" + file.getvalue()
 
 
 def _element_bytes(element: DataElement, implicit_vr: bool) -> bytes:

@@ -78,7 +78,7 @@ HOSPITALS: tuple[Hospital, ...] = (
     Hospital(
         "north",
         Scanner(noise_hu=22.0, pixel_spacing_mm=2.9),
-        patients=10,
+        patients=8,
         anatomy=Anatomy(contrast=0.2),
     ),
     Hospital(
@@ -90,13 +90,13 @@ HOSPITALS: tuple[Hospital, ...] = (
             sharpness=-0.7,
             noise_hu=12.0,
             slice_thickness_mm=2.5,
-            pixel_spacing_mm=2.7,
-            slices=108,
-            matrix=140,
+            pixel_spacing_mm=2.8,
+            slices=104,
+            matrix=132,
             transfer_syntax=JPEGLSLossless,
             signed=False,
         ),
-        patients=9,
+        patients=8,
         anatomy=Anatomy(contrast=0.6, nodules=NoduleMix(contrast_hu=-15.0)),
     ),
     Hospital(
@@ -138,8 +138,12 @@ HOSPITALS: tuple[Hospital, ...] = (
 )
 """Four hospitals, four makers, four ways to code pixels."""
 
-SIZES: dict[str, float] = {"tiny": 0.25, "small": 0.75, "full": 1.0}
-"""Voxels along each axis relative to a hospital's protocol."""
+SIZES: dict[str, tuple[float, float, int]] = {
+    "tiny": (0.3, 0.5, 24),
+    "small": (0.6, 1.0, 110),
+    "full": (1.0, 1.0, 170),
+}
+"""Share of voxels along an axis, size of the patients, tips of each vessel tree."""
 
 
 def axial_grid(
