@@ -115,7 +115,7 @@ def _without_copies(
             continue
         findings.append(
             Finding(
-                Code.LABEL_UNREADABLE,
+                Code.DUPLICATE_DIFFERENT,
                 "two different label objects have one SOPInstanceUID, expected each "
                 "its own; remove the one that is out of date",
                 refuses=True,

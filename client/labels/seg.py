@@ -10,16 +10,16 @@ LABELMAP (SOP class ...66.7) the pixel value is the segment number; segment 0 is
 background, and the pixel padding value stands for "not looked at".
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float64, Num
 from pydicom import Dataset
-from pydicom.pixels import iter_pixels
 
 from client.intake.verdict import Code, Finding, Segment
 from client.labels.file import read_dicom
+from client.labels.frames import frames
 from client.labels.lattice import lattice_map, mark
 from client.labels.refusal import (
     LabelRefusedError,
@@ -55,14 +55,14 @@ def read_seg(
     try:
         with reading(WHAT):
             dataset = read_dicom(path)
-            segments = _segments(dataset, grid, slice_of or {})
+            segments = _segments(path, dataset, grid, slice_of or {})
     except LabelRefusedError as refusal:
         return (), (refusal.finding,)
     return segments, notes_on(WHAT, segments)
 
 
 def _segments(
-    dataset: Dataset, grid: Grid, slice_of: Mapping[str, int]
+    path: Path, dataset: Dataset, grid: Grid, slice_of: Mapping[str, int]
 ) -> tuple[Segment, ...]:
     names = {
         int(item.SegmentNumber): str(item.get("SegmentLabel", "") or item.SegmentNumber)
@@ -75,7 +75,7 @@ def _segments(
     masks = {number: np.zeros(grid.shape, dtype=bool) for number in sorted(names)}
     beyond = 0
     groups = list(dataset.PerFrameFunctionalGroupsSequence)
-    for group, pixels in zip(groups, _frames(dataset), strict=True):
+    for group, pixels in zip(groups, frames(path, dataset), strict=True):
         steps = _place(dataset, group, pixels.shape, grid)
         inside = _inside(dataset, group, pixels, names)
         if not any(frame.any() for frame in inside.values()):
@@ -108,25 +108,6 @@ def _require_room(dataset: Dataset) -> None:
             f"{WHAT} has {pixels} pixels in all frames, expected at most "
             f"{PIXELS_LIMIT}; store it as a label map or leave empty frames out",
         )
-
-
-def _frames(dataset: Dataset) -> Iterator[Num[np.ndarray, "R C"]]:
-    """Stored values, one frame at a time.
-
-    Bits are unpacked here: frames follow one another without padding (PS3.5 8.1.1), so
-    a frame may begin within a byte, where pydicom 3.0.2 loses the frame's last bits.
-    """
-    shape = int(dataset.Rows), int(dataset.Columns)
-    if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
-        yield from iter_pixels(dataset, raw=True)
-        return
-    packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
-    size = shape[0] * shape[1]
-    for start in range(0, int(dataset.NumberOfFrames) * size, size):
-        first = start // 8
-        window = packed[first : (start + size + 7) // 8]
-        bits = np.unpackbits(window, bitorder="little")[start - 8 * first :]
-        yield bits[:size].reshape(shape)
 
 
 def _group_item(dataset: Dataset, group: Dataset, keyword: str) -> Dataset:

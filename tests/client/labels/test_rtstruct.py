@@ -60,7 +60,7 @@ def test_an_inner_contour_is_a_hole() -> None:
 def test_neighbours_that_share_an_edge_share_no_voxel_and_leave_no_gap() -> None:
     # The shared edges run through voxel centres, where only one of the two may win.
     left = np.array([[0.0, 0.0], [0.0, 4.0], [6.0, 4.0], [6.0, 0.0]])
-    right = left + [0.0, 4.0]
+    right = left + np.array([0.0, 4.0])
     a, b = fill([left], (8, 10)), fill([right], (8, 10))
     assert not (a & b).any()
     assert int((a | b).sum()) == 6 * 8
@@ -191,9 +191,9 @@ def test_a_contour_beside_the_image_is_refused_and_one_over_its_edge_is_cut(
     tmp_path: Path,
 ) -> None:
     grid = oblique_grid()
-    beside = write(tmp_path / "a", [contour(grid, 2, RECTANGLE + [0, 30])])
+    beside = write(tmp_path / "a", [contour(grid, 2, RECTANGLE + np.array([0, 30]))])
     assert refused(beside, grid) is Code.LABEL_GRID_MISMATCH
-    over = write(tmp_path / "b", [contour(grid, 2, RECTANGLE + [0, 19])])
+    over = write(tmp_path / "b", [contour(grid, 2, RECTANGLE + np.array([0, 19]))])
     segments, findings = read_rtstruct(over, grid)
     assert int(segments[0].mask.sum()) == 3 * 2
     assert [(f.code, f.refuses) for f in findings] == [

@@ -11,9 +11,10 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from client.intake.verdict import Code
 from client.labels.seg import read_seg
@@ -21,7 +22,7 @@ from common.volume import Grid
 
 
 def nrrd(path: Path) -> np.ndarray:
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,29 @@ def test_what_highdicom_wrote_is_read_back_at_any_angle(
     assert [segment.name for segment in segments] == ["s1", "s2"]
     for number, segment in enumerate(segments):
         assert np.array_equal(segment.mask, masks[..., number])
+
+
+@pytest.mark.parametrize(
+    ("kind", "syntax"),
+    [("FRACTIONAL", RLELossless), ("LABELMAP", JPEG2000Lossless)],
+)
+def test_compressed_frames_are_read_back(
+    tmp_path: Path, ct_images: Callable, kind: str, syntax: str
+) -> None:
+    grid = grid_along(AXES["axial"], (18, 40, 42))
+    masks = blobs(grid.shape, 1)
+    stored = masks.astype(np.float32 if kind == "FRACTIONAL" else np.uint8)
+    path = tmp_path / "label"
+    write_seg(ct_images(grid), stored, path, kind, transfer_syntax_uid=syntax)
+    segments, findings = read_seg(path, grid)
+    assert findings == ()
+    assert np.array_equal(segments[0].mask, masks[..., 0])
+    # One byte less in a frame, and the label is refused, not cut.
+    content = path.read_bytes()
+    path.write_bytes(content[:-40])
+    segments, findings = read_seg(path, grid)
+    assert segments == ()
+    assert findings[0].code is Code.LABEL_UNREADABLE
 
 
 @pytest.fixture
