@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.private_files import make_private_folder, write_private
 from common.errors import StoreError
-from common.plan import Source
+from common.sources import Source
 
 SITE_FILE = "site.json"
 PLAN_FILE = "plan.toml"

@@ -14,22 +14,12 @@ import hashlib
 import json
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from common.plan_section import Count, Fraction, Name, NotNegative, Positive, Section
+from common.sources import Simulation
 
 PLAN_VERSION: Final = 1
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
-"""Lower case letters, digits, - and _; at most 32, safe as a folder name."""
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """A table of the plan: frozen, strict, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
 class About(Section):
@@ -250,44 +240,6 @@ class Data(Section):
     def _leaves_training(self) -> Self:
         if self.validation + self.test >= 1.0:
             raise ValueError("validation + test leave no patient to train on")
-        return self
-
-
-class Source(Section):
-    """Where one site's images lie, and what they are."""
-
-    source: str
-    """Folder or file; relative to `data_root`."""
-    format: Literal["dicom", "nifti", "metaimage", "images"] = "dicom"
-    """DICOM folder, NIfTI pairs, MetaImage with annotations.csv, PNG with
-    manifest.csv."""
-    where: dict[str, str] = {}
-    """For `images`: take only rows whose columns have these values."""
-
-
-class SimulatedSite(Source):
-    """`[[simulation.sites]]`: one hospital of the rehearsal."""
-
-    name: Name
-    """Name of the site."""
-
-
-class Simulation(Section):
-    """`[simulation]`: the rehearsal on this machine; not part of the plan's hash."""
-
-    data_root: str = "."
-    """Folder that sources are relative to; itself relative to the plan's file."""
-    sites: list[SimulatedSite] = Field(min_length=1)
-    """The hospitals."""
-    public: Source | None = None
-    """Cases that the server may show and evaluate on."""
-
-    @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
-        names = [site.name for site in self.sites]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"site name {twice[0]!r} is used twice")
         return self
 
 

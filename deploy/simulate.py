@@ -31,8 +31,9 @@ from common.errors import PlanError, RunError, UsageError
 from common.networks import check_fits
 from common.package import PackageFacts, save_package
 from common.parameters import to_state
-from common.plan import Plan, Simulation, Source
+from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
+from common.sources import Simulation, Source
 from common.tasks.catalog import task_of
 from deploy.engine import InProcessGrid, run_in_process, run_on_ray
 from deploy.pictures import draw_pictures

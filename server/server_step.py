@@ -66,30 +66,39 @@ def server_step(
         ContributionError: The new model would not be finite; a finite model is never
             replaced by such a one.
     """
-    rate = np.float32(federation.server_learning_rate)
-    beta1 = np.float32(federation.server_momentum)
-    if federation.algorithm == "fedavgm":
-        assert state.first is not None
-        first = beta1 * state.first + mean
-        new = replace(state, model=state.model + rate * first, first=first)
-    elif federation.algorithm == "fedadam":
-        assert state.first is not None
-        assert state.second is not None
-        first = beta1 * state.first + (1 - beta1) * mean
-        second = _BETA2 * state.second + (1 - _BETA2) * mean * mean
-        step = rate * first / (np.sqrt(second) + _TAU)
-        new = ServerState(state.model + step, first, second)
-    elif federation.algorithm == "scaffold":
-        assert state.control is not None
-        assert control_mean is not None
-        new = replace(
-            state, model=state.model + rate * mean, control=state.control + control_mean
-        )
-    else:
-        new = replace(state, model=state.model + rate * mean)
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
+        new = _step(state, mean, control_mean, federation)
     if not np.isfinite(new.model).all():
         raise ContributionError(
             "the server's step would make the model not finite, expected finite "
             "parameters; lower federation.server_learning_rate"
         )
     return new
+
+
+def _step(
+    state: ServerState,
+    mean: Float32[np.ndarray, " P"],
+    control_mean: Float32[np.ndarray, " P"] | None,
+    federation: Federation,
+) -> ServerState:
+    rate = np.float32(federation.server_learning_rate)
+    beta1 = np.float32(federation.server_momentum)
+    if federation.algorithm == "fedavgm":
+        assert state.first is not None
+        first = beta1 * state.first + mean
+        return replace(state, model=state.model + rate * first, first=first)
+    if federation.algorithm == "fedadam":
+        assert state.first is not None
+        assert state.second is not None
+        first = beta1 * state.first + (1 - beta1) * mean
+        second = _BETA2 * state.second + (1 - _BETA2) * mean * mean
+        step = rate * first / (np.sqrt(second) + _TAU)
+        return ServerState(state.model + step, first, second)
+    if federation.algorithm == "scaffold":
+        assert state.control is not None
+        assert control_mean is not None
+        return replace(
+            state, model=state.model + rate * mean, control=state.control + control_mean
+        )
+    return replace(state, model=state.model + rate * mean)
