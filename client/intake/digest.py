@@ -2,8 +2,8 @@
 
 Two cases with one digest train alike. The type in which values are stored does not
 count (int16 -5 equals float32 -5.0), the names of segments do, and the paths, UIDs and
-the patient do not: the same scan from DICOM and from NIfTI has one digest, as long as
-its voxels are in one order.
+the patient do not. The same scan from DICOM and from NIfTI has one digest where its
+voxels are in one order and its position survives NIfTI's float32 within the rounding.
 """
 
 import hashlib

@@ -34,8 +34,9 @@ def export_case(case: IntakeCase, out: Path) -> list[Path]:
     """Write a case's volume and labels into a folder, and note them in its index.
 
     Args:
-        case: Any accepted case. Exported again, its files are replaced.
-        out: Folder, made with mode 0700 where absent.
+        case: Any accepted case.
+        out: Folder, made with mode 0700 where absent. Files of the same series from an
+            earlier export are removed.
 
     Returns:
         The volume's file, then each label's, in the order of the segments.
@@ -47,12 +48,14 @@ def export_case(case: IntakeCase, out: Path) -> list[Path]:
         slug = re.sub(r"[^a-z0-9]+", "-", segment.name.lower()).strip("-")[:40]
         name = f"{stem}_seg_{number:03d}-{slug or 'x'}.nii.gz"
         files.append((name, "label", segment.name, segment.mask.astype(np.uint8)))
-    paths = []
+    paths: list[Path] = []
     for name, _, _, array in files:
         paths.append(out / name)
         _write(paths[-1], _nifti_bytes(array, case.volume.grid))
     rows = [(n, kind, label, case.series, case.patient) for n, kind, label, _ in files]
     _index(out / INDEX, rows)
+    for stale in set(out.glob(f"{stem}_*.nii.gz")) - set(paths):
+        stale.unlink()
     return paths
 
 
