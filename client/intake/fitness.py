@@ -1,0 +1,88 @@
+"""Whether an accepted series can serve the plan at hand.
+
+A reader judges the series; this judges the pair of series and plan. The same series may
+be fit for one plan and not for another, so nothing of it is written into the case.
+"""
+
+from client.intake.verdict import Code, Finding, IntakeCase
+from common.case import Target
+from common.plan import Plan
+from common.preprocess import model_grid
+
+
+def fitness(case: IntakeCase, target: Target, plan: Plan) -> list[Finding]:
+    """What speaks against a case, or should be known of it; refusals first.
+
+    Args:
+        case: Accepted by its reader.
+        target: What the plan's task makes of it.
+        plan: Gives spacing, patch and task.
+    """
+    findings = [
+        finding
+        for finding in (
+            _spacing(case, plan),
+            _truth(case, target, plan),
+            _size(case, plan),
+            _overlap(target),
+            _emptiness(target),
+        )
+        if finding is not None
+    ]
+    return sorted(findings, key=lambda finding: not finding.refuses)
+
+
+def _spacing(case: IntakeCase, plan: Plan) -> Finding | None:
+    if plan.preprocessing.spacing_mm is None or case.has_spacing:
+        return None
+    return Finding(
+        Code.NO_SPACING,
+        "the source knows no millimetres, but the plan resamples to "
+        f"{plan.preprocessing.spacing_mm} mm; unset preprocessing.spacing_mm",
+        refuses=True,
+    )
+
+
+def _truth(case: IntakeCase, target: Target, plan: Plan) -> Finding | None:
+    """The task can't learn from it: it has no truth, or one that is no class."""
+    if target.left_out is None:
+        return None
+    attribute = getattr(plan.task, "attribute", None)
+    has_value = attribute is not None and bool(case.attributes.get(attribute))
+    return Finding(
+        Code.LABEL_VALUE if has_value else Code.LABEL_MISSING,
+        f"left out of this plan: {target.left_out}",
+        refuses=True,
+    )
+
+
+def _size(case: IntakeCase, plan: Plan) -> Finding | None:
+    shape = model_grid(case.volume.grid, plan.preprocessing).shape
+    if all(n >= p for n, p in zip(shape, plan.patch, strict=True)):
+        return None
+    return Finding(
+        Code.TOO_SMALL,
+        f"has {shape} voxels (D, H, W) in model space, expected at least the plan's "
+        f"training.patch {plan.patch}",
+        refuses=True,
+    )
+
+
+def _overlap(target: Target) -> Finding | None:
+    if not target.overlap_voxels:
+        return None
+    return Finding(
+        Code.LABEL_OVERLAP,
+        f"{target.overlap_voxels} voxels are in two classes, given to the later one",
+        refuses=False,
+    )
+
+
+def _emptiness(target: Target) -> Finding | None:
+    if target.mask is None or target.mask.any():
+        return None
+    return Finding(
+        Code.LABEL_EMPTY,
+        "no voxel is in a class of the plan; counts as all background",
+        refuses=False,
+    )
