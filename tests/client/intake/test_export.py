@@ -1,4 +1,4 @@
-"""Exports: the same values at the same place in three readers, and back to one digest."""
+"""Exports: one value at one place in three readers, and back to one digest."""
 
 import csv
 from pathlib import Path
