@@ -65,7 +65,8 @@ class PlaneFacts:
     padded: int
     """Voxels that PixelPaddingValue declares and that did not already mean air."""
     padding_hu: float | None
-    """What padding would have meant in HU; None where no voxel is padding."""
+    """What padding would have meant in HU; None where no voxel is padding, or where it
+    is a value that BitsStored can't hold, so that no tissue can have it."""
     fits: bool
     """Whether every value fits the wanted dtype exactly."""
     contradicted: bool
@@ -98,7 +99,8 @@ def decode_plane(task: PlaneTask, target: int) -> PlaneFacts:
     )
     _write(target, plane.data, task.target_offset)
     padding_hu = None
-    if pad is not None and padding is not None:
+    largest = (1 << words.bits - signed) - 1
+    if pad is not None and padding is not None and padding[1] <= largest:
         padding_hu = padding[1] * task.slope + task.intercept
     return PlaneFacts(
         low=low,

@@ -1,12 +1,13 @@
 """A DICOM folder to cases: one verdict per series, one volume in memory at a time.
 
 The road is scan -> heads -> series -> geometry -> voxels -> values -> labels, and a
-series leaves it at the first station that refuses it. Files are opened by decoder
+series leaves it at the first station that refuses it. Files are parsed by decoder
 processes only (`client.intake.pool`); this side sees headers as checked records and
 voxels as numbers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def read_dicom(
     limits: DecodeLimits | None = None,
     labels: LabelReader | None = None,
     progress: Progress | None = None,
+    pool: DecoderPool | None = None,
 ) -> Iterator[tuple[SeriesVerdict, IntakeCase | None]]:
     """Verdict on every series below a folder, with a case for each accepted one.
 
@@ -59,19 +61,20 @@ def read_dicom(
         limits: What one file may cost in time and memory.
         labels: Reads the labels of a series that was accepted so far.
         progress: Told how far the work is.
+        pool: Decoders that the caller keeps for several folders, with their limits;
+            started and ended here if not given.
 
     Raises:
         IntakeError: The folder can't be read, or decoders can't be started.
     """
-    limits = limits or DecodeLimits()
     tell = progress or (lambda _what, _done, _of: None)
-    with DecoderPool(limits) as pool:
-        grouped = _read_heads(root, pool, tell)
+    with nullcontext(pool) if pool else DecoderPool(limits or DecodeLimits()) as kept:
+        grouped = _read_heads(root, kept, tell)
         for row in grouped.index.unreadable:
             yield row, None
         for number, group in enumerate(grouped.groups):
             tell("series", number, len(grouped.groups))
-            yield _settle(group, grouped.index, pool, labels)
+            yield _settle(group, grouped.index, kept, labels)
         tell("series", len(grouped.groups), len(grouped.groups))
 
 

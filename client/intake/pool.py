@@ -8,6 +8,7 @@ to its successor.
 
 import fcntl
 import json
+import math
 import os
 import selectors
 import signal
@@ -29,6 +30,7 @@ from common.errors import IntakeError
 
 _QUEUED = 4
 _START_S = 60.0
+_DRAIN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,21 @@ class DecoderPool:
                         left -= 1
                         yield index, reply
         finally:
-            # The caller lost interest: whoever is still at work works for nobody.
-            for process in [p for p in self._processes if p.queue]:
-                _end(process)
-                self._processes.remove(process)
+            self._drain()
+
+    def _drain(self) -> None:
+        """Let processes finish what nobody waits for; end those that take long."""
+        until_s = time.monotonic() + _DRAIN_S
+        active = list(self._processes)  # some have replies that are read already
+        while active and time.monotonic() < until_s:
+            for process in active:
+                for _ in self._collect(process, deque()):
+                    pass
+            busy = any(process.queue for process in self._processes)
+            active = self._wait(until_s) if busy else []
+        for process in [p for p in self._processes if p.queue]:
+            _end(process)
+            self._processes.remove(process)
 
     def _start(self) -> _Process:
         ours, theirs = socket.socketpair()
@@ -166,11 +179,11 @@ class DecoderPool:
             except OSError:  # it died; `_collect` will see the end of the stream
                 return
 
-    def _wait(self) -> list[_Process]:
+    def _wait(self, until_s: float = math.inf) -> list[_Process]:
         """Processes that have something to read, are late, or are gone."""
         now = time.monotonic()
         with selectors.DefaultSelector() as selector:
-            soonest = now + self.limits.item_s
+            soonest = min(until_s, now + self.limits.item_s)
             for process in self._processes:
                 selector.register(process.channel, selectors.EVENT_READ, process)
                 if process.queue or not process.ready:

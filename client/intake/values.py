@@ -96,7 +96,7 @@ def check_facts(facts: Sequence[PlaneFacts], voxels: int) -> tuple[Finding, ...]
         )
     padded = sum(plane.padded for plane in facts)
     padding = [plane.padding_hu for plane in facts if plane.padding_hu is not None]
-    if padded and max(padding) > TISSUE_HU:
+    if padded and max(padding, default=-np.inf) > TISSUE_HU:
         found.append(
             refusal(
                 Code.PIXEL_PADDING,
@@ -144,6 +144,9 @@ def _check_range(facts: Sequence[PlaneFacts], voxels: int) -> list[Finding]:
             f"{span} HU with {below} voxels below {LOWEST_HU} and {above} above "
             f"{HIGHEST_HU}, expected air and soft tissue between; check the rescale"
         )
+        return [refusal(Code.HU_RANGE, sentence)]
+    if high < TISSUE_HU:
+        sentence = f"{span} HU: nothing but air, expected a body; check the rescale"
         return [refusal(Code.HU_RANGE, sentence)]
     if low >= 0:
         sentence = f"{span}, expected air or fat below 0 HU; check the rescale"
