@@ -24,7 +24,7 @@ from server import report_view as view
 from server.record import RunRecord
 from server.report_arms import arm_of, mean_of, value_at
 from server.report_figures import figures_of
-from server.report_verdict import verdict_of
+from server.report_verdict import SAME, verdict_of
 
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
@@ -53,6 +53,8 @@ def render_html(record: RunRecord) -> str:
             gains=view.gain_rows(record),
             figures=figures_of(record),
             privacy=PRIVACY,
+            same=SAME,
+            compared=view.compares(record),
             # The files are our own; nothing of the record is in them.
             css=Markup(_own_file("report.css")),
             script=Markup(script),
@@ -148,5 +150,6 @@ def _environment() -> Environment:
         arm=write.arm_label,
         plural=write.plural,
     )
+    environment.tests["local"] = lambda name: name.startswith("local-")
     environment.globals.update(view=view, value_at=value_at, mean_of=mean_of)
     return environment

@@ -5,7 +5,7 @@ report that is shown around must carry its own doubts.
 """
 
 from server.record import ArmRecord, RunRecord
-from server.report_arms import arm_of, value_at
+from server.report_arms import arm_of, mean_of, value_at
 from server.report_format import join_words, metric_label, plural, show_count
 
 FEW_CASES = 100
@@ -21,7 +21,7 @@ def caveats_of(record: RunRecord) -> list[str]:
     if federated is None:
         return found
     found += _about_rounds(federated)
-    found += [_about_site(federated, site.name) for site in record.sites]
+    found.append(_left_out(record, federated))
     found.append(_undefined(record, federated))
     found.append(_unequal_steps(record, federated))
     return [caveat for caveat in found if caveat]
@@ -45,32 +45,47 @@ def _about_rounds(federated: ArmRecord) -> list[str]:
     void = [r.number for r in federated.rounds if r.outcome == "void"]
     found = []
     if void:
+        words, verb = _numbered(void), "was" if len(void) == 1 else "were"
         found.append(
-            f"{_rounds(void)} void (fewer accepted replies than the quorum): "
-            "the model did not change there."
+            f"{words[:1].upper()}{words[1:]} {verb} void (fewer accepted replies than "
+            "the quorum): the model did not change there."
         )
     if federated.stopped == "void rounds":
         found.append("The run was stopped after too many void rounds in a row.")
     return found
 
 
-def _about_site(federated: ArmRecord, name: str) -> str:
-    replies = [
-        (round_.number, site)
-        for round_ in federated.rounds
-        for site in round_.sites
-        if site.site == name
-    ]
-    if not any(site.outcome == "accepted" for _, site in replies):
-        return f"{name} contributed to no round."
-    missed = [
-        f"{site.outcome} in round {number}" + (f" ({site.reason})" * bool(site.reason))
-        for number, site in replies
-        if site.outcome != "accepted"
-    ]
-    if len(missed) > 3:
-        return f"{name} was left out of {len(missed)} rounds; see the table of rounds."
-    return f"{name}: {'; '.join(missed)}." if missed else ""
+def _left_out(record: RunRecord, federated: ArmRecord) -> str:
+    """Which hospitals' replies are missing from which rounds, and why."""
+    missed = [_missed(federated, site.name) for site in record.sites]
+    found = [entry for entry in missed if entry]
+    return f"Not in the mean: {'; '.join(found)}." if found else ""
+
+
+def _missed(federated: ArmRecord, name: str) -> str:
+    rounds: dict[str, list[int]] = {}
+    accepted = 0
+    for round_ in federated.rounds:
+        reply = next((site for site in round_.sites if site.site == name), None)
+        if reply is None:
+            continue
+        if reply.outcome == "accepted":
+            accepted += 1
+            continue
+        why = f"{reply.outcome}: {reply.reason}" if reply.reason else reply.outcome
+        rounds.setdefault(why, []).append(round_.number)
+    said = [f"{why}, {_numbered(numbers)}" for why, numbers in rounds.items()]
+    shown = "; ".join(said[:2]) + ("; and more" if len(said) > 2 else "")
+    if not accepted:
+        return f"{name} in any round ({shown})" if shown else f"{name} in any round"
+    return f"{name} ({shown})" if shown else ""
+
+
+def _numbered(numbers: list[int]) -> str:
+    if len(numbers) > 5:
+        return plural(len(numbers), "round")
+    words = [str(number) for number in numbers]
+    return f"{'round' if len(words) == 1 else 'rounds'} {join_words(words)}"
 
 
 def _undefined(record: RunRecord, federated: ArmRecord) -> str:
@@ -79,7 +94,8 @@ def _undefined(record: RunRecord, federated: ArmRecord) -> str:
         for site in record.sites
         if value_at(record, federated, site.name) is None
     ]
-    if not names:
+    # Where nothing is defined, the headline says so.
+    if not names or mean_of(record, federated) is None:
         return ""
     return (
         f"{metric_label(record.monitor)} is not defined on the test patients of "
@@ -98,10 +114,3 @@ def _unequal_steps(record: RunRecord, federated: ArmRecord) -> str:
         f"Federated took {show_count(federated.steps)} optimiser steps in all, pooled "
         f"{show_count(pooled.steps)}: the comparison is not step for step."
     )
-
-
-def _rounds(numbers: list[int]) -> str:
-    words = [str(number) for number in numbers]
-    if len(words) == 1:
-        return f"Round {words[0]} was"
-    return f"Rounds {join_words(words)} were"

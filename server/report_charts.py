@@ -1,8 +1,8 @@
-"""The report's three charts: results by hospital, learning curves, who took part.
+"""The report's charts by hospital: results of every model, and who took part.
 
-Shapes and dashes say what colours say, so that the charts survive a colour-blind reader
-and a grey printer. Each chart is a function of its width: the page holds a wide and a
-narrow drawing and shows the one that is legible.
+Shapes say what colours say, so that the charts survive a colour-blind reader and a grey
+printer. Each chart is a function of its width: the page holds a wide and a narrow
+drawing and shows the one that is legible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from markupsafe import Markup
 from server.report_format import show
 from server.report_svg import (
     Scale,
+    Words,
     canvas,
     draw,
     markup,
@@ -52,30 +53,6 @@ class DotRow:
     """Whether the row is the mean."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One curve over rounds."""
-
-    label: str
-    """At its end, and on hover."""
-    style: str
-    """CSS class: "mean", "pooled", or "s0" to "s7" for sites."""
-    points: tuple[tuple[int, float], ...]
-    """Round and value; finite, in order of rounds."""
-
-
-@dataclass(frozen=True)
-class Words:
-    """What names a chart: for its ids and for a screen reader."""
-
-    identity: str
-    """Unique in the page."""
-    title: str
-    """A few words."""
-    description: str
-    """What it shows, in a sentence."""
-
-
 def dot_chart(words: Words, rows: Sequence[DotRow], metric: str, width: int) -> Markup:
     """Results by hospital: a row each, a mark for each model, further right is better.
 
@@ -86,9 +63,11 @@ def dot_chart(words: Words, rows: Sequence[DotRow], metric: str, width: int) -> 
         width: In pixels.
     """
     wide = width > 600
-    left, right, row_px, top = (190.0, 64.0, 40.0, 8.0) if wide else (92, 44, 38.0, 8.0)
+    left, right, row_px, top = (
+        (190.0, 64.0, 40.0, 8.0) if wide else (104.0, 46.0, 38.0, 8.0)
+    )
     bottom = top + row_px * len(rows)
-    root = canvas(words.identity, width, bottom + 44, words.title, words.description)
+    root = canvas(words, width, bottom + 44)
     values = [dot.value for row in rows for dot in row.dots]
     x = scale_around(values, left, width - right, floor=0.0)
     for value, text in ticks(x):
@@ -111,7 +90,10 @@ def _dot_row(root: ET.Element, row: DotRow, x: Scale, y: float, width: int) -> N
     strong = " strong" if row.strong else ""
     if row.strong:
         draw(root, "rect", class_="band", x=0, y=y - 19, width=width, height=38, rx=6)
-    label = shorten(row.label, 24 if width > 600 else 12)
+    narrow = width <= 600
+    label = (
+        "Mean" if row.strong and narrow else shorten(row.label, 13 if narrow else 24)
+    )
     draw(root, "text", label, class_=f"row{strong}", x=8, y=y + 4.5)
     if not row.dots:
         draw(root, "text", "no result", class_="tick", x=x.first_px + 8, y=y + 4)
@@ -121,7 +103,7 @@ def _dot_row(root: ET.Element, row: DotRow, x: Scale, y: float, width: int) -> N
     order = ("other", "own", "pooled", "federated")
     for dot in sorted(row.dots, key=lambda dot: order.index(dot.kind)):
         tip = f"{row.label} · {dot.label}: {show(dot.value)}"
-        _mark(root, dot.kind, x(dot.value), y, tip)
+        _mark(root, dot.kind, x(dot.value), y + _nudge(dot, row, x), tip)
         if dot.kind == "federated":
             draw(
                 root,
@@ -131,6 +113,16 @@ def _dot_row(root: ET.Element, row: DotRow, x: Scale, y: float, width: int) -> N
                 x=width - 8,
                 y=y + 4.5,
             )
+
+
+def _nudge(dot: Dot, row: DotRow, x: Scale) -> float:
+    """Pixels that keep a mark from hiding behind the federated one: up, or down."""
+    away_px = {"pooled": -9.0, "own": 9.0}.get(dot.kind, 0.0)
+    hidden = any(
+        other.kind == "federated" and abs(x(other.value) - x(dot.value)) < 14.0
+        for other in row.dots
+    )
+    return away_px if hidden else 0.0
 
 
 def _mark(root: ET.Element, kind: Kind, x: float, y: float, tip: str) -> None:
@@ -153,110 +145,6 @@ def _mark(root: ET.Element, kind: Kind, x: float, y: float, tip: str) -> None:
     ET.SubElement(root, "rect", {**name, **shape})
 
 
-def line_chart(
-    words: Words,
-    lines: Sequence[Line],
-    void: Sequence[int],
-    best: int | None,
-    last: int,
-    width: int,
-) -> Markup:
-    """Curves over rounds; void rounds are hatched, the best one is marked.
-
-    Args:
-        words: Names of the chart.
-        lines: The mean (drawn on top) and one per site.
-        void: Rounds in which the model did not change.
-        best: Round of the model that is handed out.
-        last: Last round on the axis.
-        width: In pixels.
-    """
-    top, bottom, left, right = 24.0, 226.0, 46.0, 84.0
-    root = canvas(words.identity, width, 268, words.title, words.description)
-    values = [value for line in lines for _, value in line.points]
-    y = scale_around(values, bottom, top, floor=0.0)
-    x = Scale(0.5, max(1.5, last + 0.5), left, width - right)
-    for value, text in ticks(y):
-        draw(
-            root, "line", class_="grid", x1=left, x2=x.last_px, y1=y(value), y2=y(value)
-        )
-        draw(root, "text", text, class_="tick end", x=left - 7, y=y(value) + 4)
-    for number in round_ticks(last, 12 if width > 400 else 7):
-        draw(root, "text", str(number), class_="tick mid", x=x(number), y=bottom + 17)
-    draw(
-        root,
-        "text",
-        "round",
-        class_="axis mid",
-        x=(left + x.last_px) / 2,
-        y=bottom + 36,
-    )
-    _rounds_marked(root, void, best, x, (top, bottom))
-    for line in sorted(lines, key=lambda line: line.style == "mean"):
-        _curve(root, line, x, y)
-    _end_labels(root, lines, x, y)
-    if not values:
-        draw(root, "text", "no values", class_="axis mid", x=width / 2, y=130)
-    return markup(root)
-
-
-def _rounds_marked(
-    root: ET.Element,
-    void: Sequence[int],
-    best: int | None,
-    x: Scale,
-    span: tuple[float, float],
-) -> None:
-    top, bottom = span
-    wide = min(x(2) - x(1), 26.0)
-    for number in void:
-        box = {"x": x(number) - wide / 2, "y": top, "width": wide}
-        draw(root, "rect", class_="void", height=bottom - top, **box)
-        draw(root, "text", "void", class_="note mid", x=x(number), y=top - 6)
-    if best is not None:
-        middle = x(best)
-        draw(root, "line", class_="best", x1=middle, x2=middle, y1=top, y2=bottom)
-        if best not in void:
-            draw(root, "text", "best", class_="note mid", x=middle, y=top - 6)
-
-
-def _curve(root: ET.Element, line: Line, x: Scale, y: Scale) -> None:
-    places = [(x(number), y(value)) for number, value in line.points]
-    path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
-    draw(root, "polyline", class_=f"line {line.style}", points=path)
-    radius = 3.6 if line.style == "mean" else 2.0
-    for (number, value), (px, py) in zip(line.points, places, strict=True):
-        dot = draw(root, "circle", class_=f"dot {line.style}", cx=px, cy=py, r=radius)
-        dot.set("data-tip", f"{line.label} · round {number}: {show(value)}")
-
-
-def _end_labels(root: ET.Element, lines: Sequence[Line], x: Scale, y: Scale) -> None:
-    """Names at the right end of the curves, pushed apart where they would touch."""
-    wanted = sorted(
-        (y(line.points[-1][1]), line.label, line.style) for line in lines if line.points
-    )
-    if len(wanted) > 12:
-        wanted = [entry for entry in wanted if entry[2] in ("mean", "pooled")]
-    gap_px = 13.0
-    lowest = max(x.first_px, y.first_px) + 6
-    places: list[float] = []
-    for place, _, _ in wanted:
-        places.append(max(place, places[-1] + gap_px) if places else place)
-    over = max(0.0, places[-1] - lowest) if places else 0.0
-    for number in reversed(range(len(places))):
-        ceiling = places[number + 1] - gap_px if number + 1 < len(places) else lowest
-        places[number] = min(places[number], ceiling) if over else places[number]
-    for place, (_, label, style) in zip(places, wanted, strict=True):
-        draw(
-            root,
-            "text",
-            shorten(label, 12),
-            class_=f"label {style}",
-            x=x.last_px + 7,
-            y=place + 4,
-        )
-
-
 def takes_part_chart(
     words: Words,
     sites: Sequence[str],
@@ -274,9 +162,9 @@ def takes_part_chart(
         void: Rounds in which the model did not change.
         width: In pixels.
     """
-    left, top, row_px = (150.0 if width > 600 else 84.0), 6.0, 26.0
+    left, top, row_px = (150.0 if width > 600 else 104.0), 6.0, 26.0
     bottom = top + row_px * len(sites)
-    root = canvas(words.identity, width, bottom + 38, words.title, words.description)
+    root = canvas(words, width, bottom + 38)
     last = len(outcomes)
     x = Scale(0.5, max(1.5, last + 0.5), left, min(width - 8.0, left + 44.0 * last + 1))
     side = min(18.0, (x(2) - x(1)) * 0.8)
@@ -285,7 +173,7 @@ def takes_part_chart(
         draw(root, "rect", class_="void", height=bottom - top + 6, **box)
     for row, site in enumerate(sites):
         middle = top + row_px * (row + 0.5)
-        label = shorten(site, 20 if width > 600 else 11)
+        label = shorten(site, 20 if width > 600 else 13)
         draw(root, "text", label, class_="row", x=8, y=middle + 4.5)
         for number, replies in enumerate(outcomes, start=1):
             outcome, reason = replies.get(site, ("absent", ""))

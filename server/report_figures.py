@@ -7,17 +7,11 @@ from markupsafe import Markup
 
 from server.record import ArmRecord, RoundRecord, RunRecord
 from server.report_arms import arm_of, best_local, mean_of, value_at
-from server.report_charts import (
-    Dot,
-    DotRow,
-    Line,
-    Words,
-    dot_chart,
-    line_chart,
-    takes_part_chart,
-)
+from server.report_charts import Dot, DotRow, dot_chart, takes_part_chart
+from server.report_curves import Line, line_chart
 from server.report_format import arm_label, finite, metric_label, plural, show
-from server.report_view import MEAN, compares, mean_loss
+from server.report_svg import Words
+from server.report_view import MEAN, mean_loss
 
 NARROW_PX = 350
 """Width of a drawing for a phone."""
@@ -36,7 +30,7 @@ class Figure:
 def figures_of(record: RunRecord) -> dict[str, Figure]:
     """The charts that the record has data for, by name."""
     figures = {}
-    if compares(record) or len(record.sites) > 1:
+    if any(mean_of(record, arm) is not None for arm in record.arms):
         figures["results"] = _results(record)
     federated = arm_of(record, "federated")
     if federated is not None and federated.rounds:

@@ -33,29 +33,37 @@ class Scale:
         return self.first_px + share * (self.last_px - self.first_px)
 
 
-def canvas(
-    identity: str, width: int, height: float, title: str, description: str
-) -> ET.Element:
+@dataclass(frozen=True)
+class Words:
+    """What names a chart: for its ids and for a screen reader."""
+
+    identity: str
+    """Unique in the page."""
+    title: str
+    """A few words."""
+    description: str
+    """What it shows, in a sentence."""
+
+
+def canvas(words: Words, width: int, height: float) -> ET.Element:
     """An empty drawing, in pixels, with the words for those who can't see it.
 
     Args:
-        identity: Unique in the page; the ids of title and description begin with it.
+        words: Names of the chart.
         width: Of the view box; the page may scale it.
         height: Of the view box.
-        title: A few words.
-        description: What the chart shows, in a sentence.
     """
     root = ET.Element(
         "svg",
         {
             "viewBox": f"0 0 {width} {height:.0f}",
             "role": "img",
-            "aria-labelledby": f"{identity}-title {identity}-desc",
+            "aria-labelledby": f"{words.identity}-title {words.identity}-desc",
             "style": f"max-width:{width * 1.25:.0f}px",
         },
     )
-    draw(root, "title", title, id=f"{identity}-title")
-    draw(root, "desc", description, id=f"{identity}-desc")
+    draw(root, "title", words.title, id=f"{words.identity}-title")
+    draw(root, "desc", words.description, id=f"{words.identity}-desc")
     return root
 
 
@@ -120,7 +128,9 @@ def round_ticks(last: int, most: int) -> list[int]:
         (s for s in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500) if last / s <= most),
         max(1, last // most),
     )
-    return sorted({1, *range(step, last + 1, step)})
+    # Beside 2 a 1 would be crowded; before 5 or 10 it says where the axis starts.
+    first = {1} if step != 2 else set()
+    return sorted({*first, *range(step, last + 1, step)})
 
 
 def shorten(text: str, most: int) -> str:

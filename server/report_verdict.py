@@ -24,8 +24,9 @@ SAME = 0.005
 class Verdict:
     """What the head of the report says."""
 
-    tone: Literal["helped", "same", "worse", "open"]
-    """Whether federating beat the best hospital alone; open: this run can't tell."""
+    tone: Literal["helped", "same", "worse", "open", "failed"]
+    """Whether federating beat the best hospital alone; open: this run can't tell;
+    failed: no federated model came about."""
     headline: str
     """The result in one sentence."""
     answer: str
@@ -47,9 +48,8 @@ def verdict_of(record: RunRecord) -> Verdict:
         )
     if not any(round_.outcome == "closed" for round_ in federated.rounds):
         return Verdict(
-            "worse",
-            "Federated training did not take place: no round brought enough hospitals "
-            "together.",
+            "failed",
+            "Federated training failed: no round had enough accepted replies.",
             "The model was never updated and is no better than its start.",
             caveats,
         )
@@ -139,7 +139,7 @@ def _without_local(value: float, pooled: float | None) -> str:
     if pooled is None:
         return (
             "No baseline was trained, so this run can't say whether federating helped; "
-            "run it again with --baselines pooled,local."
+            "run it again with the pooled and local baselines."
         )
     return (
         f"{_against_pooled(value, pooled).strip()} What each hospital reaches alone "
@@ -169,8 +169,8 @@ def _who_gains(record: RunRecord) -> str:
         if ours is None or own is None:
             continue
         compared += 1
-        better += ours > own
-        if ours < own:
+        better += ours > own + SAME
+        if ours < own - SAME:
             worse.append(f"{site.name} ({show(ours)} against {show(own)})")
     if not compared:
         return ""

@@ -126,12 +126,16 @@ def _federation_tiles(federated: ArmRecord | None) -> list[Tile]:
         Tile(
             "Rounds completed",
             f"{show_count(closed)} of {show_count(total)}",
-            f"model of round {federated.best_round}; stop: {federated.stopped}",
+            _round_note(federated),
         ),
-        Tile(
-            "Sent by hospitals", show_bytes(sent), f"in {plural(len(replies), 'order')}"
-        ),
+        Tile("Sent by hospitals", show_bytes(sent), f"in {plural(total, 'round')}"),
     ]
+
+
+def _round_note(federated: ArmRecord) -> str:
+    note = f"model of round {federated.best_round}"
+    early = federated.stopped != "all rounds"
+    return f"{note}; stopped by {federated.stopped}" if early else note
 
 
 def gain_rows(record: RunRecord) -> list[GainRow]:
