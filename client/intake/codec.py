@@ -18,6 +18,7 @@ import rle.utils
 from jaxtyping import UInt
 from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
+from pydicom.uid import UID
 
 from client.intake.container import FileProblemError
 from client.intake.header import PixelFormat
@@ -100,7 +101,7 @@ def _decode_jpeg(frame: bytes, pixels: PixelFormat) -> Words:
         index=0,
         raw=True,
         decoding_plugin="gdcm",
-        transfer_syntax_uid=pixels.transfer_syntax,
+        transfer_syntax_uid=UID(pixels.transfer_syntax),
         rows=pixels.rows,
         columns=pixels.columns,
         number_of_frames=1,
