@@ -13,10 +13,9 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy
 from pathlib import Path
 
-import numpy as np
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -42,7 +41,7 @@ from deploy.phantom.hospital import scan
 from deploy.phantom.scanner import Hospital, Scanner
 
 SCANNER = Scanner(
-    noise_hu=15.0, slice_thickness_mm=7.5, pixel_spacing_mm=3.75, matrix=48, slices=16
+    noise_hu=15.0, slice_thickness_mm=7.5, pixel_spacing_mm=3.75, matrix=48, slices=14
 )
 BOMB_ROWS = 11264
 """Rows and columns of the bomb: 254 MB a slice, of which 0.25 MB is stored."""
@@ -86,8 +85,11 @@ def _slices(volume: Volume, name: str, seed: int) -> Slices:
     header = series_header(volume, SCANNER, patient, seed)
     stored = stored_values(volume, SCANNER)
     count = volume.grid.shape[0]
-    # Copies, because an edit must not reach into the header that slices share.
-    return [deepcopy(slice_dataset(header, volume, stored, d)) for d in range(count)]
+    slices = [slice_dataset(header, volume, stored, d) for d in range(count)]
+    for ds in slices:
+        # Own elements, because an edit must not reach the header that slices share.
+        ds.update({element.tag: copy(element) for element in ds})
+    return slices
 
 
 def _write_fault(
@@ -134,12 +136,11 @@ def _truncated(folder: Path, slices: Slices) -> dict[str, str]:
 
 
 def _damaged(folder: Path, slices: Slices) -> dict[str, str]:
-    """One codestream is noise after its header."""
+    """One codestream lost the marker it has to begin with."""
     path = _write(folder, slices, JPEG2000Lossless)[4]
-    content = bytearray(path.read_bytes())
-    noise = np.random.default_rng(4).integers(0, 255, 600, dtype=np.uint8)
-    content[-1100:-500] = noise.tobytes()
-    path.write_bytes(content)
+    start, size_marker = b"\xff\x4f", b"\xff\x51"  # SOC and SIZ: ISO 15444-1 A.4
+    damaged = path.read_bytes().replace(start + size_marker, b"\0\0" + size_marker)
+    path.write_bytes(damaged)
     return {_uid(slices): Code.DECODE_FAILED}
 
 
@@ -178,7 +179,7 @@ def _leading_out(folder: Path, slices: Slices) -> dict[str, str]:
     paths = _write(folder, slices, ExplicitVRLittleEndian)
     names = [Path("..", "..", "outside", path.name) for path in paths]
     write_dicomdir(folder, list(zip(paths, names, strict=True)))
-    return {_uid(slices): SOUND, f"{folder.name}/DICOMDIR": Code.UNSAFE_LINK}
+    return {f"{folder.name}/DICOMDIR": Code.UNSAFE_LINK}
 
 
 def _forgetful(folder: Path, slices: Slices) -> dict[str, str]:

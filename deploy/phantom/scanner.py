@@ -41,7 +41,7 @@ class Scanner:
     sharpness: float = 0.0
     """-1 blurs by a pixel or so, 0 leaves alone, 1 overshoots as bone kernels do."""
     noise_hu: float = 15.0
-    """Standard deviation of the noise in the middle of the body."""
+    """Standard deviation of the noise, mean over soft tissue."""
     slice_thickness_mm: float = 3.0
     """SliceThickness; slices are as far apart."""
     pixel_spacing_mm: float = 2.75
@@ -54,6 +54,12 @@ class Scanner:
     """How pixels are coded."""
     signed: bool = True
     """PixelRepresentation 1 with intercept 0, or 0 with intercept -1024."""
+
+    @property
+    def vendor(self) -> str:
+        """The maker's short name: GE, Siemens, Philips, Toshiba."""
+        first = self.manufacturer.split()[0]
+        return first if len(first) < 3 else first.capitalize()
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ def _blur(
 
 
 def _noise_map(hu: Float32[np.ndarray, "D H W"]) -> Float32[np.ndarray, "D H W"]:
-    """Relative noise: grows with the mean density along the rows and columns.
+    """Relative noise, 1 on average in tissue; grows with what rows and columns cross.
 
     An attenuation integral would do the same at far higher cost; what matters is that
     shoulders are noisier than lungs, and air round the body quieter.
@@ -221,5 +227,7 @@ def _noise_map(hu: Float32[np.ndarray, "D H W"]) -> Float32[np.ndarray, "D H W"]
     path = rows[:, :, None] * np.float32(1.2) + columns[:, None, :] * np.float32(0.6)
     out: Float32[np.ndarray, "D H W"] = np.exp(
         np.minimum(path, np.float32(1.6)) * np.float32(1.3)
-    ) * np.float32(0.42)
+    )
+    tissue = out[dense > 0.8]
+    out /= tissue.mean() if tissue.size else np.float32(1.0)
     return out

@@ -133,6 +133,7 @@ def paint_tree(hu: Field, space: Space, tree: Tree, value: float) -> None:
     the voxels round them, so that a vessel fades with its cross-section and never
     breaks into beads. That is also most of the pieces, and a tenth of the time.
     """
+    tree = _near(tree, space)
     thin = tree.radius.max(axis=1) < 0.6 * space.edge_mm
     share = _thin_share(tree, thin, space)
     paint(hu, share, np.maximum(hu, np.float32(value)))
@@ -146,6 +147,16 @@ def paint_tree(hu: Field, space: Space, tree: Tree, value: float) -> None:
             part = hu[window]
             tube = capsule(s, a, b, (ends[0], ends[1]))
             paint(part, fill(tube, s.edge_mm), np.maximum(part, np.float32(value)))
+
+
+def _near(tree: Tree, space: Space) -> Tree:
+    """The pieces that can touch the space, so that a small crop costs little."""
+    ends = np.stack([tree.start, tree.end])
+    index = ends @ space.to_index[:, :3].T + space.to_index[:, 3]
+    margin = float(tree.radius.max(initial=0.0)) / space.edge_mm + 2.0
+    low, high = index.min(axis=0) - margin, index.max(axis=0) + margin
+    kept = ((high > 0) & (low < np.asarray(space.shape))).all(axis=1)
+    return Tree(tree.start[kept], tree.end[kept], tree.radius[kept])
 
 
 def _thin_share(
