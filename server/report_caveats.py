@@ -77,7 +77,7 @@ def _missed(federated: ArmRecord, name: str) -> str:
     said = [f"{why}, {_numbered(numbers)}" for why, numbers in rounds.items()]
     shown = "; ".join(said[:2]) + ("; and more" if len(said) > 2 else "")
     if not accepted:
-        return f"{name} in any round ({shown})" if shown else f"{name} in any round"
+        return f"{name}, in any round ({shown})" if shown else f"{name}, in any round"
     return f"{name} ({shown})" if shown else ""
 
 

@@ -144,7 +144,7 @@ def _without_local(value: float, pooled: float | None) -> str:
     return (
         f"{_against_pooled(value, pooled).strip()} What each hospital reaches alone "
         "was not measured, so whether federating helped is open; run it again with "
-        "--baselines pooled,local."
+        "the local baseline."
     )
 
 

@@ -133,7 +133,8 @@ def _federation_tiles(federated: ArmRecord | None) -> list[Tile]:
 
 
 def _round_note(federated: ArmRecord) -> str:
-    note = f"model of round {federated.best_round}"
+    best = federated.best_round
+    note = f"model of round {best}" if best else "no trained model"
     early = federated.stopped != "all rounds"
     return f"{note}; stopped by {federated.stopped}" if early else note
 
