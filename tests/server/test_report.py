@@ -280,9 +280,7 @@ def test_every_number_that_the_page_shows_is_the_records(record, page):
             wanted += [write.show_bytes(n) for n in (site.bytes_down, site.bytes_up)]
         for group in round_.validation.values():
             wanted.append(write.show(group["dice"]))
-    words = re.findall(r"\S+", text)
-    loose = f" {' '.join(words)} "
-    missing = {w for w in wanted if f" {w} " not in loose and f" {w}" not in loose}
+    missing = {word for word in wanted if f" {word} " not in f" {text} "}
     assert not missing
     assert len(set(wanted)) > 300
 
@@ -553,10 +551,12 @@ def test_arms_of_different_length_are_not_compared_silently(record):
     assert not any("optimiser steps" in c for c in verdict_of(record).caveats)
 
 
-def test_differences_add_up_as_written(record):
+def test_differences_add_up_as_written():
     from server.report_view import gain_rows
 
-    for row in gain_rows(record):
+    # 0.8046 − 0.7504 is 0.054, but a reader sees 0.805 and 0.750.
+    level = {"federated": 0.8046, **{f"local-{site}": 0.7504 for site in SITES}}
+    for row in gain_rows(with_level(level)):
         shown = float(write.show_difference(row.over_own).replace("−", "-"))
         assert row.federated is not None
         assert row.own is not None
