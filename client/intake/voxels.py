@@ -38,17 +38,13 @@ class Voxels:
 
 
 def decode_series(planes: Planes, grid: Grid, pool: DecoderPool) -> Voxels | Finding:
-    """All planes as HU, int16 where that holds every value, else float32."""
-    dtype = "<i2" if is_integral(planes) else "<f4"
-    voxels = _decode_as(planes, grid, pool, dtype)
-    if isinstance(voxels, Voxels) and not all(p.fits for p in voxels.facts):
-        dtype = "<f4"
-        voxels = _decode_as(planes, grid, pool, dtype)
+    """All planes as HU, or the finding that refuses the series."""
+    voxels = _decode_exactly(planes, grid, pool)
     if isinstance(voxels, Finding) or not any(p.contradicted for p in voxels.facts):
         return voxels
     # The JPEG 2000 stream and PixelRepresentation disagree on the sign, and it matters.
     # One reading must give HU and the other must not, or nothing is proven.
-    other = _decode_as(planes, grid, pool, "<f4", codestream_sign=True)
+    other = _decode_exactly(planes, grid, pool, codestream_sign=True)
     if isinstance(other, Finding):
         return other
     by_tag = plausible(voxels.facts, voxels.array.size)
@@ -68,13 +64,25 @@ def decode_series(planes: Planes, grid: Grid, pool: DecoderPool) -> Voxels | Fin
     )
 
 
+def _decode_exactly(
+    planes: Planes, grid: Grid, pool: DecoderPool, *, codestream_sign: bool = False
+) -> Voxels | Finding:
+    """As int16 where that holds every value, else as float32."""
+    sign = codestream_sign
+    if is_integral(planes):
+        voxels = _decode_as(planes, grid, pool, "<i2", codestream_sign=sign)
+        if isinstance(voxels, Finding) or all(p.fits for p in voxels.facts):
+            return voxels
+    return _decode_as(planes, grid, pool, "<f4", codestream_sign=sign)
+
+
 def _decode_as(
     planes: Planes,
     grid: Grid,
     pool: DecoderPool,
     dtype: str,
     *,
-    codestream_sign: bool = False,
+    codestream_sign: bool,
 ) -> Voxels | Finding:
     plane_bytes = grid.shape[1] * grid.shape[2] * np.dtype(dtype).itemsize
     tasks = []

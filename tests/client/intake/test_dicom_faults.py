@@ -4,7 +4,10 @@ import warnings
 
 import numpy as np
 import pytest
+from openjpeg.utils import encode_array
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
 
 from client.intake.verdict import Code, Verdict
 
@@ -170,3 +173,46 @@ def test_undeclared_padding_is_told_from_a_wrong_rescale(tmp_path, write_series,
     assert (case.volume.array[:, :4] == -1024).all()
     np.testing.assert_array_equal(case.volume.array[:, 4:], written.hu[:, 4:])
     assert row.hu_range == (-1024, written.hu.max())
+
+
+def _stream(*, signed_stream: bool, signed_tag: bool, shift: int = 0):
+    """12-bit HU in a JPEG 2000 stream whose sign is not that of the attribute."""
+
+    def edit(image: Dataset, d: int) -> None:
+        words = np.frombuffer(image.PixelData, "<u2").astype(np.int16)
+        hu = (words - 1024 + shift).reshape(image.Rows, image.Columns)
+        # The true values are signed; an unsigned stream holds their two's complement.
+        array = hu if signed_stream else (hu & 0x0FFF).astype(np.uint16)
+        image.PixelData = encapsulate([encode_array(array, bits_stored=12)])
+        image["PixelData"].is_undefined_length = True
+        image.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        image.PixelRepresentation, image.RescaleIntercept = int(signed_tag), 0
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("signed_stream", "signed_tag"), [(False, True), (True, False)]
+)
+def test_a_wrong_sign_is_put_right_where_only_one_reading_is_a_body(
+    tmp_path, write_series, read, signed_stream, signed_tag
+):
+    edit = _stream(signed_stream=signed_stream, signed_tag=signed_tag)
+    written = write_series(tmp_path, size=(40, 36), edit=edit)
+    [(row, case)] = read(tmp_path)
+    assert _codes(row) == {Code.PIXEL_REPRESENTATION}
+    np.testing.assert_array_equal(case.volume.array, written.hu)
+    assert case.volume.array.dtype == np.int16
+
+
+def test_a_wrong_sign_that_proves_nothing_is_refused(tmp_path, write_series, refusals):
+    # Fat and air below 0 in one reading, bone below 4000 in the other: who can say?
+    edit = _stream(signed_stream=False, signed_tag=True, shift=-150)
+
+    def no_water(image: Dataset, d: int) -> None:
+        words = np.frombuffer(image.PixelData, "<u2").clip(700, 900)
+        image.PixelData = words.tobytes()
+        edit(image, d)
+
+    write_series(tmp_path, size=(40, 36), edit=no_water)
+    assert refusals(tmp_path) == {Code.PIXEL_REPRESENTATION}
