@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from client.intake.decode import plane_digest
-from client.intake.verdict import Segment
+from common.case import Segment
 from common.volume import Volume
 
 

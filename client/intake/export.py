@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Num
 
 from client.intake.nifti_file import compact, ras_affine
-from client.intake.verdict import IntakeCase
+from common.case import IntakeCase
 from common.volume import Grid
 
 INDEX = "index.csv"

@@ -23,13 +23,8 @@ from PIL import Image
 from client.intake.digest import case_digest
 from client.intake.members import Members, open_members
 from client.intake.refusal import RefusedError, reading
-from client.intake.verdict import (
-    Code,
-    Finding,
-    IntakeCase,
-    Segment,
-    SeriesVerdict,
-    Verdict,
+from client.intake.verdict import Code, Finding, SeriesVerdict, Verdict
+from common.case import IntakeCase, Segment
 )
 from client.intake.volume_case import Labels, Settled
 from common.errors import IntakeError

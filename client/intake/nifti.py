@@ -12,10 +12,11 @@ from pathlib import Path
 
 from client.intake.nifti_file import SUFFIXES, load_nifti
 from client.intake.pairs import Case, find_cases, structure_of
-from client.intake.verdict import Code, Finding, Segment, SeriesVerdict
+from client.intake.verdict import Code, Finding, SeriesVerdict
 from client.intake.volume_case import Labels, Settled, settle
 from client.labels.label_map import read_label_map
 from client.labels.refusal import notes_on
+from common.case import Segment
 from common.volume import Grid
 
 _JSON_BYTES_LIMIT = 2**20

@@ -13,7 +13,8 @@ from client.intake.decode import HIGHEST_HU, LOWEST_HU
 from client.intake.digest import case_digest
 from client.intake.nifti_file import compact
 from client.intake.refusal import RefusedError
-from client.intake.verdict import Code, Finding, IntakeCase, Segment, SeriesVerdict
+from client.intake.verdict import Code, Finding, SeriesVerdict
+from common.case import IntakeCase, Segment
 from common.volume import Grid, Volume
 
 LEAST_RANGE_HU = 100.0

@@ -9,10 +9,11 @@ import filecmp
 from collections.abc import Iterable
 
 from client.intake.series import DicomIndex, DicomSeries, LabelObject
-from client.intake.verdict import Code, Finding, Segment
+from client.intake.verdict import Code, Finding
 from client.labels.refusal import overlap_voxels
 from client.labels.rtstruct import read_rtstruct
 from client.labels.seg import read_seg
+from common.case import Segment
 from common.volume import Grid
 
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"

@@ -17,7 +17,7 @@ from client.intake.meta_file import load_metaimage
 from client.intake.nifti_file import SUFFIXES as NIFTI_SUFFIXES
 from client.intake.nifti_file import VOXELS_LIMIT, load_nifti
 from client.intake.refusal import RefusedError
-from client.intake.verdict import Code, Finding, Segment
+from client.intake.verdict import Code, Finding
 from client.labels.lattice import TOLERANCE_VOXELS, lattice_map
 from client.labels.refusal import (
     LabelRefusedError,
@@ -25,6 +25,7 @@ from client.labels.refusal import (
     reading,
     require_mask_room,
 )
+from common.case import Segment
 from common.volume import AxisOrder, Grid, Volume, reorder
 
 WHAT = "the label map"

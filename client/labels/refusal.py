@@ -15,7 +15,8 @@ import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from client.intake.verdict import Code, Finding, Segment
+from client.intake.verdict import Code, Finding
+from common.case import Segment
 from common.errors import LabelError
 
 MASK_BYTES_LIMIT = 16 * 2**30

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from pydicom import Dataset
 
-from client.intake.verdict import Code, Finding, Segment
+from client.intake.verdict import Code, Finding
 from client.labels.file import read_dicom
 from client.labels.refusal import (
     LabelRefusedError,
@@ -26,6 +26,7 @@ from client.labels.refusal import (
     reading,
     require_mask_room,
 )
+from common.case import Segment
 from common.volume import Grid
 
 WHAT = "the RTSTRUCT"

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Num
 from pydicom import Dataset
 
-from client.intake.verdict import Code, Finding, Segment
+from client.intake.verdict import Code, Finding
 from client.labels.file import read_dicom
 from client.labels.frames import frames
 from client.labels.lattice import lattice_map, mark
@@ -27,6 +27,7 @@ from client.labels.refusal import (
     reading,
     require_mask_room,
 )
+from common.case import Segment
 from common.volume import Grid
 
 WHAT = "the DICOM SEG"

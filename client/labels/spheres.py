@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.intake.verdict import Code, Finding, Segment
+from client.intake.verdict import Code, Finding
 from client.labels.refusal import notes_on
+from common.case import Segment
 from common.volume import Grid
 
 WHAT = "the annotation list"

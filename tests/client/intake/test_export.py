@@ -11,7 +11,7 @@ import SimpleITK
 from client.intake.digest import case_digest
 from client.intake.export import export_case
 from client.intake.nifti import read_nifti
-from client.intake.verdict import IntakeCase, Segment
+from common.case import IntakeCase, Segment
 from common.volume import Grid, Volume
 
 AXES = {

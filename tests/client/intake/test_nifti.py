@@ -13,7 +13,8 @@ import SimpleITK
 from client.intake.nifti import read_nifti
 from client.intake.nifti_file import load_nifti
 from client.intake.refusal import RefusedError
-from client.intake.verdict import Code, IntakeCase, SeriesVerdict, Verdict
+from client.intake.verdict import Code, SeriesVerdict, Verdict
+from common.case import IntakeCase
 from common.errors import IntakeError
 
 DATA = Path(
@@ -126,6 +127,16 @@ def test_nnunet_folders_pair_by_name_and_take_names_from_the_json(
     assert taken is not None
     assert [finding.code for finding in verdict.findings] == [Code.LABEL_MISSING]
     assert len(found) == 3
+
+
+def test_a_training_label_goes_to_the_training_image_of_that_name(
+    tmp_path: Path,
+) -> None:
+    for folder in ("imagesA", "imagesTr", "imagesZ"):
+        save(tmp_path / folder / "x_0000.nii.gz", ct())
+    save(tmp_path / "labelsTr" / "x.nii.gz", mask())
+    labelled = {name for name, (verdict, _) in read(tmp_path).items() if verdict.labels}
+    assert labelled == {"imagesTr/x_0000"}
 
 
 def test_a_folder_a_case_has_a_file_a_structure(tmp_path: Path) -> None:

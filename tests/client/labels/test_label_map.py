@@ -122,10 +122,25 @@ def only_code(path: Path, grid: Grid, **more: Any) -> Code:
     return findings[0].code
 
 
+def moved_by_one_slice(grid: Grid) -> np.ndarray:
+    moved = grid.affine.copy()
+    moved[:3, 3] += moved[:3, 0]
+    return moved
+
+
+def test_a_single_slice_of_another_thickness_is_refused(tmp_path: Path) -> None:
+    # Its corners coincide with the image's; only the step along D tells.
+    grid = small_grid(shape=(1, 4, 5))
+    thick = Grid(grid.shape, grid.affine @ np.diag([1.4, 1.0, 1.0, 1.0]))
+    path = save(tmp_path / "x.nii", numbered(thick))
+    assert only_code(path, grid) is Code.LABEL_GRID_MISMATCH
+
+
 def test_a_map_that_is_shifted_cut_or_coarser_is_refused(tmp_path: Path) -> None:
     grid = small_grid()
     others = [
         small_grid(shift_mm=0.4),
+        Grid(grid.shape, moved_by_one_slice(grid)),
         small_grid(shape=(3, 4, 6)),
         small_grid(shape=(2, 4, 5)),
         Grid((3, 2, 5), grid.affine @ np.diag([1.0, 2.0, 1.0, 1.0])),

@@ -273,6 +273,26 @@ def test_an_unknown_segment_number_is_refused(written: Any) -> None:
     assert findings[0].code is Code.LABEL_VALUE
 
 
+def test_padding_of_a_label_map_is_no_label(
+    tmp_path: Path, ct_images: Callable
+) -> None:
+    grid = grid_along(AXES["axial"])
+    masks = blobs(grid.shape, 1)
+    path = tmp_path / "label"
+    write_seg(ct_images(grid), masks.astype(np.uint8), path, "LABELMAP")
+    seg = pydicom.dcmread(path)
+    seg.PixelData = bytes(value or 5 for value in seg.PixelData)
+    seg.save_as(path)
+    segments, findings = read_seg(path, grid)
+    assert segments == ()
+    assert findings[0].code is Code.LABEL_VALUE
+    seg.PixelPaddingValue = 5
+    seg.save_as(path)
+    segments, findings = read_seg(path, grid)
+    assert findings == ()
+    assert np.array_equal(segments[0].mask, masks[..., 0])
+
+
 def test_a_cut_off_file_is_refused_at_every_length(written: Any) -> None:
     path, grid, _, _ = written
     content = path.read_bytes()
