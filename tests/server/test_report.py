@@ -113,7 +113,7 @@ def one_round(arm: str, number: int) -> RoundRecord:
         sites=replies,
         validation={} if void else validation,
         validation_mean={} if void else mean(validation),
-        model_digest=f"{number:064x}",
+        model_digest=f"{number * 17:02x}" * 32,
         seconds=48.25 + number,
     )
 
