@@ -24,9 +24,8 @@ from client.intake.digest import case_digest
 from client.intake.members import Members, open_members
 from client.intake.refusal import RefusedError, reading
 from client.intake.verdict import Code, Finding, SeriesVerdict, Verdict
-from common.case import IntakeCase, Segment
-)
 from client.intake.volume_case import Labels, Settled
+from common.case import IntakeCase, Segment
 from common.errors import IntakeError
 from common.volume import Grid, Volume
 

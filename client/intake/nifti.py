@@ -60,7 +60,8 @@ def label_maps(case: Case, grid: Grid, suffixes: tuple[str, ...]) -> Labels:
         segments += more
     if not case.labels:
         return (), (Finding(Code.LABEL_MISSING, "the image has no label", False),)
-    return tuple(segments), notes_on("the label", segments)
+    one = len(case.labels) == 1
+    return tuple(segments), notes_on("the label", segments, disjoint=one)
 
 
 def _names(folder: Path) -> dict[int, str]:

@@ -60,7 +60,7 @@ def read_label_map(
             segments = _split(array, names or {}, structure)
     except LabelRefusedError as refusal:
         return (), (refusal.finding,)
-    return segments, notes_on(WHAT, segments)
+    return segments, notes_on(WHAT, segments, disjoint=True)
 
 
 def _load(path: Path) -> Volume:

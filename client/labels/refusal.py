@@ -83,14 +83,22 @@ def require_mask_room(what: str, segments: int, shape: tuple[int, int, int]) -> 
         )
 
 
-def notes_on(what: str, segments: Sequence[Segment]) -> tuple[Finding, ...]:
-    """Notes on segments that were read: empty ones, and ones that overlap."""
+def notes_on(
+    what: str, segments: Sequence[Segment], *, disjoint: bool = False
+) -> tuple[Finding, ...]:
+    """Notes on segments that were read: empty ones, and ones that overlap.
+
+    Args:
+        what: What the segments are of, for the sentence.
+        segments: On one grid.
+        disjoint: They can't overlap by the nature of the format, so nobody looks.
+    """
     notes = []
     empty = [str(n) for n, s in enumerate(segments, start=1) if not s.mask.any()]
     if empty or not segments:
         which = f"segment {', '.join(empty)} of {what}" if empty else what
         notes.append(Finding(Code.LABEL_EMPTY, f"{which} marks no voxel", False))
-    shared = overlap_voxels(segments)
+    shared = 0 if disjoint else overlap_voxels(segments)
     if shared:
         notes.append(
             Finding(
