@@ -17,6 +17,8 @@ import click
 import typer
 
 from common.errors import FedctError, StoppedError
+from deploy import cli_data
+from deploy.cli_options import Format, FormatOption
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -32,13 +34,6 @@ plan_app = typer.Typer(no_args_is_help=True, help="Write, check and show plans."
 app.add_typer(plan_app, name="plan")
 
 
-class Format(StrEnum):
-    """How something is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 class Engine(StrEnum):
     """What carries messages in a rehearsal."""
 
@@ -46,10 +41,27 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-FormatOption = Annotated[
-    Format, typer.Option("--format", help="Print for people or for programs.")
-]
 PlanArgument = Annotated[Path, typer.Argument(help="The plan, a TOML file.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("demo"),
+    patients: Annotated[
+        int | None, typer.Option(min=4, help="Per hospital. [default: 8]")
+    ] = None,
+) -> None:
+    """Phantom CT for four hospitals, intake, a federated U-Net, a report: minutes.
+
+    Example: `fedct demo --out demo`, then open demo/run/report.html
+    """
+    from deploy.demo import demo as run_demo
+    from deploy.progress import show_progress
+    from deploy.summary_table import print_summary
+
+    with show_progress():
+        record = run_demo(out, patients=patients)
+    print_summary(record, out / "run")
 
 
 @app.command()
@@ -104,6 +116,12 @@ def simulate(
     from deploy.summary_table import print_summary
 
     print_summary(record, folder)
+
+
+app.command()(cli_data.intake)
+app.command()(cli_data.phantom)
+app.command()(cli_data.purge)
+app.command()(cli_data.report)
 
 
 @plan_app.command("check")

@@ -23,6 +23,8 @@ from rich.progress import (
 from common.tasks.catalog import task_of
 from server.record import RoundRecord, SiteRound
 
+log = logging.getLogger("fedct.run")
+
 _STEP_EVERY_S = 0.2
 
 
@@ -70,6 +72,15 @@ class ProgressHandler(logging.Handler):
                 str(extra[key]) for key in ("arm", "site", "why") if key in extra
             ]
             self._say(f"[yellow]{record.getMessage()}[/] {', '.join(details)}")
+
+    def _on_phantom(self, extra: dict[str, object]) -> None:
+        done, total = extra["done"], extra["total"]
+        self._now(f"phantom {extra['hospital']} {done}/{total}")
+        if done == total:
+            self._say(f"phantom hospital {extra['hospital']}: {total} patients written")
+
+    def _on_reading(self, extra: dict[str, object]) -> None:
+        self._now(f"{extra['what']} {extra['done']}/{extra['total']}")
 
     def _on_intake(self, extra: dict[str, object]) -> None:
         self._now(f"intake of {extra['site']}")
@@ -129,6 +140,16 @@ class ProgressHandler(logging.Handler):
 
     def _say(self, words: str) -> None:
         self._console.print(words, highlight=False)
+
+
+def tell_phantom(hospital: str, done: int, total: int) -> None:
+    """Log that a phantom patient was written."""
+    log.info("phantom", extra={"hospital": hospital, "done": done, "total": total})
+
+
+def tell_intake(what: str, done: int, total: int) -> None:
+    """Log how far an intake is."""
+    log.debug("reading", extra={"what": what, "done": done, "total": total})
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
-from client.intake.run import SiteData
 from safetensors.numpy import load
 
+from client.intake.run import SiteData
 from client.open_site import choose_device, open_cases
 from client.private_files import make_private_folder
 from client.site import SiteConfig, write_site

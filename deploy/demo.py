@@ -1,0 +1,55 @@
+"""`fedct demo`: phantom hospitals, then the whole road, then a report to look at.
+
+One hospital's export also holds a folder of awkward series, so that the report shows
+what intake refuses and why.
+"""
+
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from common.errors import RunError
+from deploy.phantom.awkward import write_awkward
+from deploy.phantom.hospital import write_hospital
+from deploy.phantom.scanner import HOSPITALS
+from deploy.progress import tell_phantom
+from deploy.simulate import simulate
+from server.record import RunRecord
+from server.rounds import PUBLIC
+
+AWKWARD_SITE = "west"
+"""The hospital whose export holds the awkward series too."""
+PUBLIC_PATIENTS = 3
+
+
+def demo(out: Path, *, patients: int | None = None, seed: int = 1) -> RunRecord:
+    """Write phantoms below `out` and federate over them.
+
+    Args:
+        out: Must not exist or be empty. Gets `phantoms/`, `demo.toml` and `run/`.
+        patients: Per hospital; unset: eight.
+        seed: Seed of the phantoms.
+
+    Raises:
+        RunError: The folder is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise RunError(
+            f"folder {out.name!r} is not empty, expected a new one; choose another "
+            "--out or delete it"
+        )
+    write_phantoms(out / "phantoms", patients=patients, seed=seed)
+    plan = out / "demo.toml"
+    with files("deploy").joinpath("plans/demo.toml").open("rb") as source:
+        plan.write_bytes(source.read())
+    return simulate(plan, out / "run", baselines=("pooled", "local"))
+
+
+def write_phantoms(out: Path, *, patients: int | None, seed: int) -> None:
+    """The four hospitals, one of them with awkward series, and public cases."""
+    public = replace(HOSPITALS[0], name=PUBLIC, patients=PUBLIC_PATIENTS)
+    for hospital in (*HOSPITALS, public):
+        chosen = replace(hospital, patients=patients) if patients else hospital
+        write_hospital(out / hospital.name, chosen, seed=seed, progress=tell_phantom)
+    write_awkward(out / "awkward", seed=seed)
+    (out / "awkward" / "export").rename(out / AWKWARD_SITE / "AWKWARD")
