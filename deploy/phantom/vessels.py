@@ -47,26 +47,25 @@ def grow(
         tip_mm: Radius at a tip.
         step_mm: Longest straight piece.
     """
-    root_ = np.asarray(root, dtype=np.float64)
-    near_first = np.argsort(np.linalg.norm(targets - root_, axis=1), kind="stable")
-    nodes, parents, paths = [root_], [0], [0.0]
-    way = np.array([root_])
-    length = np.zeros(1)
-    for target in targets[near_first]:
-        apart = np.linalg.norm(way - target, axis=1)
-        parent = int(np.argmin(apart + 0.45 * length))
-        if apart[parent] < 2.0:
+    start = np.asarray(root, dtype=np.float64)
+    apart = np.linalg.norm(targets - start, axis=1)
+    longest = 2.0 * float(np.ptp(np.vstack([targets, start]), axis=0).sum())
+    room = 1 + len(targets) * (1 + int(np.ceil(longest / step_mm)))
+    nodes, path = np.empty((room, 3)), np.zeros(room)
+    parents = np.zeros(room, dtype=np.int64)
+    nodes[0], count = start, 1
+    for target in targets[np.argsort(apart, kind="stable")]:
+        way = target - nodes[:count]
+        gap = np.sqrt(np.einsum("ij,ij->i", way, way))
+        parent = int(np.argmin(gap + 0.45 * path[:count]))
+        if gap[parent] < 2.0:
             continue
         ahead = nodes[parent] - nodes[parents[parent]]
-        curve = _bend(rng, nodes[parent], ahead, target, step_mm)
-        for point in curve:
-            paths.append(paths[parent] + float(np.linalg.norm(point - nodes[parent])))
-            nodes.append(point)
-            parents.append(parent)
-            parent = len(nodes) - 1
-        way = np.concatenate([way, curve])
-        length = np.asarray(paths)
-    return _with_radii(np.array(nodes), np.array(parents), tip_mm)
+        for point in _bend(rng, nodes[parent], ahead, target, step_mm):
+            nodes[count], parents[count] = point, parent
+            path[count] = path[parent] + np.sqrt(((point - nodes[parent]) ** 2).sum())
+            parent, count = count, count + 1
+    return _with_radii(nodes[:count], parents[:count], tip_mm)
 
 
 def _bend(
@@ -77,12 +76,12 @@ def _bend(
     step_mm: float,
 ) -> Float64[np.ndarray, "K 3"]:
     """Points on a curve that leaves roughly along its parent and ends at the target."""
-    length = float(np.linalg.norm(target - start))
-    direction = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
+    length = float(np.sqrt(((target - start) ** 2).sum()))
+    direction = ahead / max(float(np.sqrt((ahead**2).sum())), 1e-9)
     control = (start + target) / 2 + 0.18 * length * direction
     control = control + rng.normal(0.0, 0.07 * length, 3)
     count = max(1, int(np.ceil(length / step_mm)))
-    t = np.linspace(0.0, 1.0, count + 1)[1:, None]
+    t = np.arange(1, count + 1)[:, None] / count
     return (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * target
 
 

@@ -33,6 +33,12 @@ def pictures(tmp_path_factory):
         return out, list(csv.DictReader(file))
 
 
+def _grey(path) -> np.ndarray:
+    with Image.open(path) as picture:
+        assert picture.mode == "L"
+        return np.asarray(picture)
+
+
 def _index_to_lps(index, affine_ras) -> np.ndarray:
     return (np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine_ras @ (*index, 1.0))[:3]
 
@@ -84,9 +90,8 @@ def test_the_manifest_has_the_columns_and_pictures_it_names(pictures):
     assert {row["vendor"] for row in rows} == {"GE", "Siemens"}
     assert len({row["patient"] for row in rows}) == 4
     for row in rows:
-        image, mask = (Image.open(out / row[key]) for key in ("image", "mask"))
-        assert image.size == mask.size == (96, 96)
-        assert image.mode == mask.mode == "L"
+        image, mask = (_grey(out / row[key]) for key in ("image", "mask"))
+        assert image.shape == mask.shape == (96, 96)
         assert set(np.unique(mask)) == {0, 255}
     assert len(list((out / "images").iterdir())) == len(rows)
 
@@ -96,7 +101,7 @@ def test_central_pictures_agree_with_the_stated_diameter(pictures):
     central = [row for row in rows if row["is_central"] == "1"]
     assert len(central) >= 4
     for row in central:
-        area = (np.asarray(Image.open(out / row["mask"])) > 0).sum() * 0.7**2
+        area = (_grey(out / row["mask"]) > 0).sum() * 0.7**2
         across = 2 * np.sqrt(area / np.pi)
         assert 0.6 < across / float(row["diameter_mm"]) < 1.3
         assert float(row["malignancy"]) != 3.0

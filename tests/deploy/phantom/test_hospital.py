@@ -113,7 +113,7 @@ def test_a_dicomdir_names_every_file_of_the_disc(export):
         assert record.OffsetOfTheNextDirectoryRecord in offsets | {0}
         assert record.OffsetOfReferencedLowerLevelDirectoryEntity in offsets | {0}
     lower = [r.OffsetOfReferencedLowerLevelDirectoryEntity for r in records]
-    assert sum(offset != 0 for offset in lower) == 2 * 3  # patient, study, series
+    assert sum(offset != 0 for offset in lower) == 2 * 4  # patient, study, CT, SEG
 
 
 def test_every_patient_has_a_nodule_with_voxels():

