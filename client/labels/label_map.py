@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 from jaxtyping import Integer, Num
+from scipy import ndimage
 
 from client.intake.meta_file import SUFFIXES as META_SUFFIXES
 from client.intake.meta_file import load_metaimage
@@ -132,7 +133,7 @@ def _whole_numbers(array: Num[np.ndarray, "D H W"]) -> Integer[np.ndarray, "D H 
             f"{WHAT} has values outside 0 to {VALUE_LIMIT}, expected label numbers; is "
             f"it the image?",
         )
-    whole = array.astype(np.uint16)
+    whole = np.asarray(array).astype(np.uint16)
     if (whole != array).any():
         raise LabelRefusedError(
             Code.LABEL_VALUE,
@@ -145,11 +146,17 @@ def _whole_numbers(array: Num[np.ndarray, "D H W"]) -> Integer[np.ndarray, "D H 
 def _split(
     array: Integer[np.ndarray, "D H W"], names: Mapping[int, str], structure: str | None
 ) -> tuple[Segment, ...]:
-    counts = np.bincount(array.ravel(order="K"))
-    found = {int(n) for n in np.flatnonzero(counts)} - {0}
+    # Only the box around a structure is written; the rest stays untouched zero pages.
+    boxes = dict(enumerate(ndimage.find_objects(array), start=1))
+    found = {number for number, box in boxes.items() if box is not None}
     require_mask_room(WHAT, len(found), array.shape)
     if structure is not None and len(found) < 2:
         return (Segment(structure, array > 0),)
     prefix = "" if structure is None else f"{structure}-"
-    numbers = sorted(found | (set(names) - {0}))
-    return tuple(Segment(names.get(n, f"{prefix}{n}"), array == n) for n in numbers)
+    segments = []
+    for number in sorted(found | (set(names) - {0})):
+        mask = np.zeros(array.shape, dtype=bool)
+        if box := boxes.get(number):
+            mask[box] = array[box] == number
+        segments.append(Segment(names.get(number, f"{prefix}{number}"), mask))
+    return tuple(segments)
