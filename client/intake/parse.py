@@ -7,25 +7,16 @@ comes from its functional groups, per frame first, then shared (PS3.3 C.7.6.16).
 Runs in the decoder processes only.
 """
 
-import struct
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import RawDataElement
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from client.intake.container import Container, FileProblemError, read_container
-from client.intake.header import (
-    DirectoryEntry,
-    FileHead,
-    LabelReference,
-    PixelFormat,
-    SliceHeader,
-)
+from client.intake.elements import number, numbers, sequence, text, whole
+from client.intake.header import FileHead, PixelFormat, SliceHeader
+from client.intake.references import directory_entries, label_reference
 
 SEGMENTATION = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -73,15 +64,6 @@ _KEYWORDS = (
     "DirectoryRecordSequence",
 )
 _TAGS = tuple(tag for tag in map(tag_for_keyword, _KEYWORDS) if tag is not None)
-_TEXT_KINDS = ("AE", "CS", "DS", "IS", "LO", "SH", "UI")
-
-# Sequences whose items name images; elsewhere a ReferencedSOPInstanceUID may be of a
-# study.
-_IMAGE_REFERENCES = (
-    "ReferencedInstanceSequence",
-    "ContourImageSequence",
-    "SourceImageSequence",
-)
 
 
 def read_head(path: Path) -> FileHead:
@@ -97,100 +79,15 @@ def read_head(path: Path) -> FileHead:
     if sop_class is None and modality is None and not len(data):
         raise FileProblemError("NOT_DICOM")
     if sop_class == DIRECTORY or "DirectoryRecordSequence" in data:
-        return FileHead(directory=tuple(_directory_entries(data)))
+        return FileHead(directory=tuple(directory_entries(data)))
     plane = _plane(path, container)
     if (
         sop_class in SEGMENTATION
         or sop_class == STRUCTURE_SET
         or (sop_class is None and modality in ("SEG", "RTSTRUCT"))
     ):
-        return FileHead(planes=(plane,), label=_label_reference(data))
+        return FileHead(planes=(plane,), label=label_reference(data))
     return FileHead(planes=_frames(plane, data))
-
-
-def text(data: Dataset, keyword: str) -> str | None:
-    """A text value, several joined by a backslash; None where empty or unreadable."""
-    value = _value(data, keyword)
-    if value is None:
-        return None
-    parts = [value] if isinstance(value, str) else list(_items(value))
-    return "\\".join(str(part).strip("\0 ") for part in parts) or None
-
-
-def number(data: Dataset, keyword: str) -> float | None:
-    """A number, NaN and infinity included; None where empty or malformed."""
-    value = _value(data, keyword)
-    try:
-        return None if value is None else float(next(_items(value)))
-    except (TypeError, ValueError, StopIteration):
-        return None
-
-
-def numbers(data: Dataset, keyword: str, count: int) -> Any:
-    """A tuple of exactly `count` numbers, or None."""
-    value = _value(data, keyword)
-    try:
-        found = () if value is None else tuple(float(part) for part in _items(value))
-    except (TypeError, ValueError):
-        return None
-    return found if len(found) == count else None
-
-
-def whole(data: Dataset, keyword: str) -> int | None:
-    """A whole number, or None."""
-    value = number(data, keyword)
-    return int(value) if value is not None and abs(value) < 2**53 else None
-
-
-def _value(data: Dataset, keyword: str) -> Any:
-    """A value as pydicom converts it, or for the commonest types at once.
-
-    pydicom's conversion of one element costs 10 us, and a CT head has thirty.
-    """
-    tag, kind = _tag_and_kind(keyword)
-    try:
-        if tag not in data:
-            return None
-        raw = data.get_item(tag)
-        if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes):
-            plain = raw.value.isascii() and b"\x1b" not in raw.value
-            if plain and kind in _TEXT_KINDS:
-                return _split(raw.value.decode("ascii"))
-            if kind in ("US", "US or SS") and len(raw.value) == 2:
-                (word,) = struct.unpack(
-                    "<H" if raw.is_little_endian else ">H", raw.value
-                )
-                return word
-        value = data.get(keyword)
-    except MemoryError:
-        raise
-    except Exception:  # a malformed value; pydicom raises many types here
-        return None
-    return None if value is None or value == "" else value
-
-
-@cache
-def _tag_and_kind(keyword: str) -> tuple[int, str]:
-    tag = tag_for_keyword(keyword)
-    assert tag is not None
-    return tag, dictionary_VR(tag)
-
-
-def _split(text: str) -> str | list[str] | None:
-    parts = [part.strip(" \0") for part in text.split("\\")]
-    return (parts[0] or None) if len(parts) == 1 else parts
-
-
-def _items(value: Any) -> Iterator[Any]:
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        yield value
-    else:
-        yield from value
-
-
-def _sequence(data: Dataset | None, keyword: str) -> list[Dataset]:
-    value = None if data is None else _value(data, keyword)
-    return [item for item in _items(value) if isinstance(item, Dataset)]
 
 
 def _plane(path: Path, container: Container) -> SliceHeader:
@@ -258,15 +155,15 @@ def _placed(
 
 def _frames(plane: SliceHeader, data: Dataset) -> tuple[SliceHeader, ...]:
     """One plane per frame where functional groups say where each frame lies."""
-    per_frame = _sequence(data, "PerFrameFunctionalGroupsSequence")
+    per_frame = sequence(data, "PerFrameFunctionalGroupsSequence")
     frames = plane.pixels.frames if plane.pixels is not None else 0
     if not per_frame or len(per_frame) != frames or frames > MAX_FRAMES:
         return (plane,)
-    shared = next(iter(_sequence(data, "SharedFunctionalGroupsSequence")), None)
+    shared = next(iter(sequence(data, "SharedFunctionalGroupsSequence")), None)
     nothing = Dataset()
 
     def macro(index: int, keyword: str) -> Dataset:
-        own = _sequence(per_frame[index], keyword) or _sequence(shared, keyword)
+        own = sequence(per_frame[index], keyword) or sequence(shared, keyword)
         return own[0] if own else nothing
 
     return tuple(
@@ -336,50 +233,3 @@ def _padding(data: Dataset, bits: int, *, signed: bool) -> tuple[int, int] | Non
 
     ends = sorted((as_stored(first), as_stored(first if last is None else last)))
     return ends[0], ends[1]
-
-
-def _label_reference(data: Dataset) -> LabelReference:
-    roots = (
-        "ReferencedSeriesSequence",
-        "ReferencedFrameOfReferenceSequence",
-        "SharedFunctionalGroupsSequence",
-        "PerFrameFunctionalGroupsSequence",
-    )
-    images: set[str] = set()
-    series: list[str] = []
-    frames = [text(data, "FrameOfReferenceUID")]
-    for root in roots:
-        for item in _sequence(data, root):
-            frames.append(text(item, "FrameOfReferenceUID"))
-            _collect(item, images, series)
-    return LabelReference(
-        series_uid=series[0] if series else None,
-        sop_uids=tuple(sorted(images)),
-        frame_of_reference_uid=next((uid for uid in frames if uid), None),
-    )
-
-
-def _collect(data: Dataset, images: set[str], series: list[str]) -> None:
-    uid = text(data, "SeriesInstanceUID")
-    if uid is not None:
-        series.append(uid)
-    for element in data:
-        if element.VR != "SQ":
-            continue
-        for item in _sequence(data, element.keyword):
-            if element.keyword in _IMAGE_REFERENCES:
-                image = text(item, "ReferencedSOPInstanceUID")
-                images.update(() if image is None else (image,))
-            _collect(item, images, series)
-
-
-def _directory_entries(data: Dataset) -> Iterator[DirectoryEntry]:
-    """Files named by a DICOMDIR; records stand below their series in file order."""
-    series: str | None = None
-    for record in _sequence(data, "DirectoryRecordSequence"):
-        kind = text(record, "DirectoryRecordType")
-        if kind in ("PATIENT", "STUDY", "SERIES"):
-            series = text(record, "SeriesInstanceUID") if kind == "SERIES" else None
-        file_id = text(record, "ReferencedFileID")
-        if file_id is not None:
-            yield DirectoryEntry(tuple(file_id.split("\\")), series)

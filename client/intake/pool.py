@@ -30,6 +30,7 @@ from common.errors import IntakeError
 
 _QUEUED = 4
 _START_S = 60.0
+_START_TRIES = 3
 _DRAIN_S = 1.0
 
 
@@ -78,6 +79,7 @@ class DecoderPool:
     def __init__(self, limits: DecodeLimits) -> None:
         self.limits = limits
         self._processes: list[_Process] = []
+        self._failed_starts = 0
 
     def __enter__(self) -> Self:
         return self
@@ -203,13 +205,15 @@ class DecoderPool:
             process.since_s = time.monotonic()
             if not process.ready:
                 process.ready = True
+                self._failed_starts = 0
             elif process.queue:
                 yield process.queue.popleft(), message
             else:
                 alive = False
         if alive and len(process.received) <= MESSAGE_BYTES:
             return
-        if not process.ready:
+        self._failed_starts += not process.ready
+        if self._failed_starts > _START_TRIES:
             raise IntakeError(
                 "intake started a decoder process that ended at once, expected it to "
                 "serve; check the installation and the memory limit"

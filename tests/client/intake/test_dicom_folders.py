@@ -114,6 +114,7 @@ def test_two_series_without_uids_in_one_folder_do_not_mix(tmp_path, write_series
 
         def edit(image: Dataset, d: int, number: int = number) -> None:
             image.SeriesInstanceUID, image.SeriesNumber = "", number
+            image.StudyInstanceUID = image.FrameOfReferenceUID = "1.2.3"
             # one millimetre apart: together they would pass for a finer series
             z = float(image.ImagePositionPatient[2]) + number
             image.ImagePositionPatient = [-90, -80, z]
