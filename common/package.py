@@ -16,6 +16,7 @@ whoever can replace the weights can replace `model.json` as well.
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -26,7 +27,7 @@ from typing import Final, Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -57,6 +58,11 @@ class PackageFacts(BaseModel):
     """How many sites trained it; unset if not known."""
     versions: dict[str, str] = {}
     """Package name to version of what trained it."""
+
+    @field_validator("monitor_value", mode="before")
+    @classmethod
+    def _undefined_is_not_measured(cls, value: object) -> object:
+        return None if isinstance(value, float) and math.isnan(value) else value
 
 
 class PackageRecord(BaseModel):

@@ -196,3 +196,10 @@ def test_a_huge_record_is_not_read(tmp_path):
         file.truncate(2**40)
     with pytest.raises(ModelError, match="size check"):
         load_package(folder)
+
+
+def test_a_metric_without_a_value_is_not_measured(tmp_path):
+    facts = PackageFacts(round=1, monitor="dice", monitor_value=float("nan"))
+    save_package(tmp_path / "model", plan(), state(), facts=facts)
+    assert load_package(tmp_path / "model").facts.monitor_value is None
+    assert "not measured" in (tmp_path / "model" / "README.md").read_text()
