@@ -83,8 +83,10 @@ def shares(count: int, data: Data) -> dict[Part, int]:
     least = 1 if count >= 3 else 0
     test = max(round(data.test * count), least if data.test else 0)
     validation = max(round(data.validation * count), least if data.validation else 0)
-    test = min(test, max(0, count - 1 - validation))
-    validation = min(validation, max(0, count - 1 - test))
+    while test + validation > count - 1:  # at most twice, as the fractions sum below 1
+        test, validation = (
+            (test - 1, validation) if test > validation else (test, validation - 1)
+        )
     return {
         Part.TRAIN: count - validation - test,
         Part.VALIDATION: validation,
