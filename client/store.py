@@ -5,7 +5,8 @@
     ├── lock            held while intake writes
     ├── cases/          one file per prepared case, see `client.case_file`
     ├── split.json      which patient is in which part, see `client.split`
-    └── verdicts.json   what intake said, see `client.intake.table`
+    ├── verdicts.json   what intake said, see `client.intake.table`; also as .csv
+    └── intake.json      the same for an unchanged source, see `client.intake.seen`
 
 The name of an entry is a keyed hash of all that went into it: decoded voxels, labels,
 identity, and the plan's recipe. So an entry is never stale, plans with one recipe share
