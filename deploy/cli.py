@@ -189,7 +189,7 @@ def plan_new(
 def main() -> None:
     """Run the command; turn deliberate failures into a sentence and a number."""
     try:
-        sys.exit(app(standalone_mode=False))
+        code = app(standalone_mode=False)
     except FedctError as error:
         typer.echo(f"fedct: {error}", err=True)
         sys.exit(error.exit_code)
@@ -197,9 +197,11 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
+        code = StoppedError.exit_code
+    if code == StoppedError.exit_code:  # typer turns Ctrl-C into this number
         typer.echo(
             "fedct: stopped; what was finished is kept. Go on with the same command "
             "and --resume.",
             err=True,
         )
-        sys.exit(StoppedError.exit_code)
+    sys.exit(code)
