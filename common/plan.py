@@ -12,6 +12,7 @@ Every key is typed, unknown keys are refused, and errors name the key and its li
 
 import hashlib
 import json
+from functools import cached_property
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -262,11 +263,15 @@ class Plan(Section):
             raise ValueError(complaint)
         return self
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the canonical JSON without `[simulation]`."""
+        """sha256 (hex) of the canonical JSON without `[simulation]`.
+
+        Tables and keys stand in the order of the schema, whatever the file's; the order
+        of `task.classes` is the file's, because it numbers the classes.
+        """
         content = self.model_dump(mode="json", exclude={"simulation"})
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(content, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -307,6 +312,10 @@ def _disagreements(plan: Plan) -> list[str]:
         said.append(
             "federation.algorithm 'fedbn' keeps norm layers at the site, but instance "
             "norm has no parameters; set model.norm = 'batch' or 'group'"
+        )
+    if model.dimensions == 2 and "D" in training.augmentation.flip:
+        said.append(
+            "training.augmentation.flip names 'D', but slices have only H and W"
         )
     if training.augmentation.transpose and training.patch[-1] != training.patch[-2]:
         said.append("training.augmentation.transpose needs a square patch")

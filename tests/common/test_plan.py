@@ -65,6 +65,12 @@ def test_two_sites_of_one_name_are_refused():
         Plan.model_validate({**plan().model_dump(), "simulation": {"sites": sites}})
 
 
+def test_the_hash_depends_on_the_order_of_classes_because_it_numbers_them():
+    there = plan(task__classes={"a": ["a"], "b": ["b"]})
+    back = plan(task__classes={"b": ["b"], "a": ["a"]})
+    assert there.digest != back.digest
+
+
 def test_a_plan_is_frozen():
     with pytest.raises(ValidationError):
         plan().plan.seed = 3
