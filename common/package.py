@@ -95,6 +95,8 @@ class ModelPackage:
     state: Mapping[str, Tensor]
     """Weights by name, on the CPU; they fit `common.networks.build_network(plan)`."""
     facts: PackageFacts
+    weights_sha256: str
+    """sha256 (hex) of the weights' file: tells one model from another."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -166,7 +168,7 @@ def load_package(folder: Path) -> ModelPackage:
     except (SafetensorError, ValueError, KeyError) as error:
         raise _refusal(folder, "weights format", "no safetensors content") from error
     _check_finite(state, f"package {folder.name!r}")
-    return ModelPackage(record.plan, state, record.facts)
+    return ModelPackage(record.plan, state, record.facts, record.weights_sha256)
 
 
 def _read_record(folder: Path) -> PackageRecord:

@@ -1,0 +1,307 @@
+"""`fedct predict`: a handed-out model on every usable series of a folder.
+
+    series -> intake -> `client.predictor` -> SEG (or NIfTI) + preview + JSON
+
+The series goes through the same intake as training cases and is refused for the same
+reasons. Results are patient data: files have mode 0600, names are derived from a hash
+of the series, and the JSON says which series it was.
+
+A mask is written as DICOM SEG where the source is DICOM and can be referred to, and as
+NIfTI on the same grid otherwise; the JSON says why.
+"""
+
+import gzip
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import nibabel
+import numpy as np
+import torch
+from torch import nn
+
+from client.intake.dicom import read_dicom
+from client.intake.group import counts_as_series
+from client.intake.meta_file import SUFFIXES as METAIMAGE
+from client.intake.meta_file import load_metaimage
+from client.intake.nifti_file import SUFFIXES as NIFTI
+from client.intake.nifti_file import load_nifti, ras_affine
+from client.intake.run import Settled, read_source
+from client.intake.series import DicomSeries
+from client.intake.verdict import Code, Finding, IntakeCase, SeriesVerdict
+from client.intake.volume_case import settle
+from client.prediction import ClassFinding, Prediction
+from client.predictor import classify, network_of, segment
+from client.preview import classification_preview, segmentation_preview, write_png
+from client.private_files import write_private
+from client.seg_export import Algorithm, missing_identity, write_seg
+from common.errors import IntakeError, UsageError
+from common.package import ModelPackage
+from common.sources import Source
+from common.volume import Volume
+
+log = logging.getLogger("fedct.predict")
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many are done, and of how many."""
+
+
+_NO_MILLIMETRES = Finding(
+    Code.NO_SPACING,
+    "the source knows no millimetres, but the model's plan resamples to its own "
+    "spacing; use a model that was trained on such pictures",
+    refuses=True,
+)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """All that was asked for, and what could not be done."""
+
+    done: tuple[Prediction, ...]
+    """One for each accepted series."""
+    refused: tuple[SeriesVerdict, ...]
+    """Image series that intake refused."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One accepted series on its way through the model."""
+
+    verdict: SeriesVerdict
+    case: IntakeCase
+    series: DicomSeries | None
+    """Its planes, where it is DICOM."""
+
+
+def predict_series(
+    package: ModelPackage,
+    source: Source,
+    out: Path,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Predict every accepted series of a source and write what was found.
+
+    Args:
+        package: Of `load_package`.
+        source: A folder in any format, or one NIfTI or MetaImage file.
+        out: Made with mode 0700 where absent; files of the same series are replaced.
+        device: Where to compute.
+        progress: Told how far the work is.
+
+    Raises:
+        IntakeError: The source can't be read, or no series was accepted; the message
+            has the codes.
+        ModelError: The weights do not fit the plan.
+        UsageError: The output folder can't be made.
+    """
+    tell = progress or (lambda _what, _done, _of: None)
+    network = network_of(package, device)
+    _make_folder(out)
+    done: list[Prediction] = []
+    refused: list[SeriesVerdict] = []
+    for verdict, case, series in _read(source, tell):
+        if case is not None and _has_millimetres(case, package):
+            tell("predictions", len(done), len(done) + 1)
+            job = Job(verdict, case, series)
+            done.append(_predict(job, package, network, out, device))
+        elif case is not None:
+            refused.append(replace(verdict, findings=(_NO_MILLIMETRES,)))
+        elif counts_as_series(verdict):
+            refused.append(verdict)
+    if not done:
+        raise IntakeError(_nothing_usable(refused))
+    return Predictions(tuple(done), tuple(refused))
+
+
+def format_of(path: Path) -> Literal["dicom", "nifti", "metaimage", "images"]:
+    """What a source is made of, by the names at its top; DICOM if they do not say."""
+    names = [path.name] if not path.is_dir() else [p.name for p in path.iterdir()]
+    if any(name == "manifest.csv" or name.endswith(".zip") for name in names):
+        return "images"
+    if any(name.endswith(NIFTI) for name in names):
+        return "nifti"
+    return "metaimage" if any(name.endswith(METAIMAGE) for name in names) else "dicom"
+
+
+def _read(
+    source: Source, tell: Progress
+) -> Iterator[tuple[SeriesVerdict, IntakeCase | None, DicomSeries | None]]:
+    path = Path(source.source)
+    if source.format != "dicom":
+        single = path.is_file() and source.format != "images"
+        settled = [_single(path)] if single else read_source(source, tell)
+        for verdict, case in settled:
+            yield verdict, case, None
+        return
+    seen: dict[str, DicomSeries] = {}
+
+    def remember(series: DicomSeries, *_: object) -> tuple[tuple[()], tuple[()]]:
+        seen[series.series] = series
+        return (), ()
+
+    for verdict, case in read_dicom(path, labels=remember, progress=tell):
+        yield verdict, case, seen.pop(verdict.series, None)
+
+
+def _single(path: Path) -> Settled:
+    load = load_nifti if path.name.endswith(NIFTI) else load_metaimage
+    row = SeriesVerdict(path.name, path.name, path.name, 1)
+    return settle(row, lambda: load(path), lambda _grid: ((), ()))
+
+
+def _has_millimetres(case: IntakeCase, package: ModelPackage) -> bool:
+    """Whether the plan's resampling, if any, can be done."""
+    return case.has_spacing or package.plan.preprocessing.spacing_mm is None
+
+
+def _predict(
+    job: Job,
+    package: ModelPackage,
+    network: nn.Module,
+    out: Path,
+    device: torch.device,
+) -> Prediction:
+    """Run the model on one series and write its files."""
+    started = time.monotonic()
+    stem = hashlib.sha256(job.case.series.encode()).hexdigest()[:12]
+    if package.plan.task.kind == "segmentation":
+        content = _segment(job, package, network, out / stem, device)
+    else:
+        content = _classify(job, package, network, out / stem, device)
+    prediction = Prediction.model_validate(
+        {
+            "plan_name": package.plan.plan.name,
+            "plan_digest": package.plan.digest,
+            "weights_sha256": package.weights_sha256,
+            "series": job.case.series,
+            "source": job.verdict.source,
+            "notes": [f"{f.code}: {f.sentence}" for f in job.verdict.findings],
+            "seconds": round(time.monotonic() - started, 3),
+            **content,
+        }
+    )
+    text = prediction.model_dump_json(indent=2, exclude_none=True) + "\n"
+    write_private(out / f"{stem}.json", text.encode())
+    log.info("predicted", extra={"seconds": prediction.seconds})
+    return prediction
+
+
+def _segment(
+    job: Job,
+    package: ModelPackage,
+    network: nn.Module,
+    stem: Path,
+    device: torch.device,
+) -> dict[str, object]:
+    case, names = job.case, package.class_names
+    mask = segment(network, case.volume, package.plan, device)
+    file, why = _write_mask(job, mask, package, stem)
+    preview = stem.with_name(f"{stem.name}_preview.png")
+    picture = segmentation_preview(
+        case.volume,
+        mask,
+        names,
+        package.plan.preprocessing.window_hu,
+        has_spacing=case.has_spacing,
+    )
+    write_png(preview, picture)
+    counts = np.bincount(mask.array.ravel(), minlength=len(names) + 1)[1:]
+    voxel_ml = mask.grid.voxel_mm3 / 1000.0
+    return {
+        "findings": [
+            ClassFinding(
+                name=name,
+                voxels=int(count),
+                volume_ml=float(count) * voxel_ml if case.has_spacing else None,
+            )
+            for name, count in zip(names, counts, strict=True)
+        ],
+        "files": {"mask": file.name, "preview": preview.name},
+        "why_nifti": why,
+    }
+
+
+def _write_mask(
+    job: Job, mask: Volume, package: ModelPackage, stem: Path
+) -> tuple[Path, str | None]:
+    """SEG where something can refer to the series, else NIfTI and why."""
+    absent = missing_identity(job.series) if job.series else None
+    if job.series is None or absent is not None:
+        path = stem.with_name(f"{stem.name}_mask.nii.gz")
+        write_private(path, _nifti(mask))
+        return path, None if absent is None else f"the series has no {absent}"
+    path = stem.with_name(f"{stem.name}_seg.dcm")
+    write_seg(
+        path,
+        mask,
+        job.series,
+        class_names=package.class_names,
+        algorithm=Algorithm(
+            package.plan.plan.name,
+            package.weights_sha256,
+            version("fedct"),
+        ),
+    )
+    return path, None
+
+
+def _classify(
+    job: Job,
+    package: ModelPackage,
+    network: nn.Module,
+    stem: Path,
+    device: torch.device,
+) -> dict[str, object]:
+    said = classify(network, job.case.volume, package.plan, device)
+    named = dict(zip(package.class_names, said.probabilities, strict=True))
+    preview = stem.with_name(f"{stem.name}_preview.png")
+    picture = classification_preview(said.grey, said.warmth, said.spacing_mm, named)
+    write_png(preview, picture)
+    return {"probabilities": named, "files": {"preview": preview.name}}
+
+
+def _nifti(mask: Volume) -> bytes:
+    """A label map on the mask's own grid; axes i j k are W H D."""
+    affine = ras_affine(mask.grid)
+    image = nibabel.Nifti1Image(mask.array.transpose(2, 1, 0), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(None, code="unknown")  # can't hold the shear of rounded positions
+    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"prediction got an --out that can't be made ({error.strerror}), expected "
+            "a folder this user may write to"
+        ) from error
+
+
+def _nothing_usable(refused: list[SeriesVerdict]) -> str:
+    """Why there is no prediction, by code; without a UID or name."""
+    if not refused:
+        return (
+            "prediction found no CT series in the source, expected at least one; check "
+            "the folder and --source-format"
+        )
+    reasons = {
+        finding.code: finding.sentence
+        for verdict in refused
+        for finding in verdict.findings
+        if finding.refuses
+    }
+    said = "\n".join(f"  {code}: {sentence}" for code, sentence in reasons.items())
+    return (
+        f"prediction found no usable series, {len(refused)} were refused, expected at "
+        f"least one accepted:\n{said}"
+    )
