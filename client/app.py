@@ -6,13 +6,16 @@ partition) in workers that only know a number. Services stay open for the life o
 process, so a site is loaded once.
 
 A deliberate failure travels as its number and sentence, which hold no patient data by
-the rule of `common.errors`. Anything else stays in the site's log; only its kind
-travels.
+the rule of `common.errors`. Anything else, a traceback with whatever values stand in
+it, stays in the site's own log; only its kind travels.
 """
 
+import datetime
 import json
 import logging
 import os
+import traceback
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.open_site import open_site
+from client.private_files import FILE_MODE
 from client.service import SiteService
 from client.site import LOG_FILE
 from common.errors import EngineError, FedctError
@@ -65,13 +69,19 @@ def _answer(message: Message, context: Context) -> Message:
     except FedctError as error:
         return _failure(message, error)
     except Exception as error:
-        handler = logging.FileHandler(folder / LOG_FILE)
-        log.addHandler(handler)
-        log.exception("order failed")
-        log.removeHandler(handler)
-        handler.close()
+        _note(folder / LOG_FILE)
         reason = f"site failed with {type(error).__name__}; its {LOG_FILE} says more"
         return Message(Error(ERROR_BASE + 1, reason), reply_to=message)
+
+
+def _note(path: Path) -> None:
+    """Append the traceback at hand to the site's log, if the disk takes it."""
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    text = f"{when} order failed\n{traceback.format_exc()}"
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE)
+        with os.fdopen(descriptor, "w", errors="backslashreplace") as file:
+            file.write(text)
 
 
 def _failure(message: Message, error: FedctError) -> Message:

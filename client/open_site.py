@@ -45,13 +45,25 @@ def open_cases(folder: Path, plan: Plan) -> SiteCases:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device that a site's config asks for."""
+    """The device that a site's config asks for.
+
+    Raises:
+        EngineError: There is no such device here.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wanted)
-    if device.type == "cuda" and not torch.cuda.is_available():
+        return torch.device("cuda" if gpus else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise EngineError(
-            f"site asked for device {wanted!r}, found no usable GPU; "
+            f"site asked for device {wanted!r}, expected auto, cpu, cuda or cuda:N"
+        )
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise EngineError(
+            f"site asked for device {wanted!r}, found {gpus} usable GPUs; "
             "check the driver, or set the device to 'cpu'"
         )
     return device

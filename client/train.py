@@ -157,10 +157,12 @@ def _autocast(plan: Plan, device: torch.device) -> AbstractContextManager[object
 
 
 def _correct(network: nn.Module, correction: Correction) -> None:
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    parameters = list(network.parameters())
+    used = [i for i, p in enumerate(parameters) if p.grad is not None]
+    gradients = [grad for p in parameters if (grad := p.grad) is not None]
     if correction.shift:
-        torch._foreach_add_(gradients, list(correction.shift))
+        torch._foreach_add_(gradients, [correction.shift[i] for i in used])
     if correction.anchor:
-        here = [p.detach() for p in network.parameters() if p.grad is not None]
-        apart = torch._foreach_sub(here, list(correction.anchor))
+        here = [parameters[i].detach() for i in used]
+        apart = torch._foreach_sub(here, [correction.anchor[i] for i in used])
         torch._foreach_add_(gradients, apart, alpha=correction.mu)
