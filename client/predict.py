@@ -31,6 +31,7 @@ from client.intake.meta_file import SUFFIXES as METAIMAGE
 from client.intake.meta_file import load_metaimage
 from client.intake.nifti_file import SUFFIXES as NIFTI
 from client.intake.nifti_file import load_nifti, ras_affine
+from client.intake.pairs import find_cases
 from client.intake.run import Settled, read_source
 from client.intake.series import DicomSeries
 from client.intake.verdict import Code, Finding, IntakeCase, SeriesVerdict
@@ -135,9 +136,11 @@ def _read(
 ) -> Iterator[tuple[SeriesVerdict, IntakeCase | None, DicomSeries | None]]:
     path = Path(source.source)
     if source.format != "dicom":
-        single = path.is_file() and source.format != "images"
-        settled = [_single(path)] if single else read_source(source, tell)
-        for verdict, case in settled:
+        files = read_source(source, tell)
+        if source.format != "images":
+            suffixes = NIFTI if source.format == "nifti" else METAIMAGE
+            files = _read_volumes(path, suffixes, tell)
+        for verdict, case in files:
             yield verdict, case, None
         return
     seen: dict[str, DicomSeries] = {}
@@ -150,9 +153,24 @@ def _read(
         yield verdict, case, seen.pop(verdict.series, None)
 
 
-def _single(path: Path) -> Settled:
+def _read_volumes(
+    path: Path, suffixes: tuple[str, ...], tell: Progress
+) -> Iterator[Settled]:
+    """One file, or all images of a folder; labels are not read."""
+    if path.is_file():
+        row = SeriesVerdict(path.name, path.name, path.name, 1)
+        yield _settle(row, path)
+        return
+    cases, strays = find_cases(path, suffixes)
+    yield from ((stray, None) for stray in strays)
+    for done, case in enumerate(cases):
+        tell("series", done, len(cases))
+        row = SeriesVerdict(case.name, case.patient, case.source, 1)
+        yield _settle(row, case.image)
+
+
+def _settle(row: SeriesVerdict, path: Path) -> Settled:
     load = load_nifti if path.name.endswith(NIFTI) else load_metaimage
-    row = SeriesVerdict(path.name, path.name, path.name, 1)
     return settle(row, lambda: load(path), lambda _grid: ((), ()))
 
 

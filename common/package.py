@@ -273,8 +273,7 @@ def _card(record: PackageRecord) -> str:
         "",
         f"**For {RESEARCH_ONLY}. Not a medical device; not for diagnosis.**",
         "",
-        plan.plan.description,
-        "",
+        *([plan.plan.description, ""] if plan.plan.description else []),
         f"- Task: {plan.task.kind} of {', '.join(record.class_names)}",
         f"- Network: {plan.model.name}, {plan.model.dimensions}D, "
         f"{record.parameters:,} parameters",

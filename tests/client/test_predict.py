@@ -160,6 +160,16 @@ def test_nifti_in_nifti_out_from_a_file_or_a_folder(tmp_path, name):
     assert done.why_nifti is None
 
 
+def test_labels_beside_an_image_do_not_matter(tmp_path):
+    volume = sagittal()
+    (tmp_path / "in").mkdir()
+    nifti(tmp_path / "in" / "x.nii.gz", volume)
+    other = Volume(np.zeros((3, 3, 3), np.uint8), Grid((3, 3, 3), np.eye(4)))
+    nifti(tmp_path / "in" / "x_seg.nii.gz", other)
+    (done,) = predict(tmp_path / "in", tmp_path / "out", "nifti").done
+    assert done.findings[0].voxels == (volume.array > ABOVE_HU).sum()
+
+
 def pictures(folder: Path) -> Path:
     folder.mkdir()
     for number in range(2):
