@@ -8,16 +8,14 @@ import base64
 import io
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
-from safetensors.numpy import load
 
 from client.open_site import open_cases
 from common.parameters import load_vector
 from common.plan import Plan
 from common.tasks.catalog import task_of
-from server.app import BEST_FILE
+from deploy.run_folder import best_model
 from server.federation import first_model
 from server.record import Picture
 
@@ -29,8 +27,7 @@ def draw_pictures(run_folder: Path, public_folder: Path, plan: Plan) -> list[Pic
     task = task_of(plan)
     cases = open_cases(public_folder, plan)
     network, layout = first_model(plan)
-    vector = np.array(load((run_folder / BEST_FILE).read_bytes())["model"])
-    load_vector(network, layout, vector)
+    load_vector(network, layout, best_model(run_folder))
     network.eval()
     pictures = []
     for number, record in enumerate(cases.data.test[:MOST_PICTURES], start=1):

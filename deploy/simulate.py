@@ -5,7 +5,7 @@ and the baselines that were asked for, and writes what is handed out. It can be 
 again on the same folder after any interruption and goes on where it stopped.
 
     run folder   plan.toml  arms.json  journal.sqlite  checkpoints/  model/
-                 report.json  report.html  sites/<name>/  baselines/<arm>/
+                 report.json  report.html  sites/<name>/  baselines/<arm>/  lock
 """
 
 import datetime
@@ -19,15 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-import numpy as np
 import torch
-from safetensors.numpy import load
 
 from client.intake.run import SiteData
 from client.open_site import choose_device, open_cases
-from client.private_files import make_private_folder
 from client.site import SiteConfig, write_site
-from common.errors import PlanError, RunError, UsageError
+from common.errors import FedctError, PlanError, UsageError
 from common.networks import check_fits
 from common.package import PackageFacts, save_package
 from common.parameters import to_state
@@ -37,8 +34,17 @@ from common.sources import Simulation, Source
 from common.tasks.catalog import task_of
 from deploy.engine import InProcessGrid, run_in_process, run_on_ray
 from deploy.pictures import draw_pictures
+from deploy.run_folder import (
+    PLAN_FILE,
+    STARTED_FILE,
+    best_model,
+    finished_record,
+    held,
+    read_arm_record,
+    started,
+)
 from deploy.versions import device_name, versions
-from server.app import ARM_RECORD_FILE, BEST_FILE, write_arms
+from server.app import write_arms
 from server.durable import write_durable
 from server.federation import Arm, first_model
 from server.record import ArmRecord, RunRecord, SiteRecord
@@ -51,7 +57,6 @@ Engine = Literal["in-process", "ray"]
 Baseline = Literal["pooled", "local"]
 POOLED = "pooled"
 """Name of the node that trains on all sites' cases; a baseline."""
-STARTED_FILE = "started.json"
 
 
 def parse_baselines(text: str) -> tuple[Baseline, ...]:
@@ -117,39 +122,50 @@ def simulate(
         torch.set_num_threads(threads)
     plan = load_plan(plan_path)
     check_fits(plan)
-    run = _lay_out(plan, plan_path, out, baselines, resume, data_root, device)
-    data = _take_in(run)
-    intake_s = time.perf_counter() - began
-    records = _run_arms(run, engine)
-    record = _record(run, data, records, engine, intake_s, device)
-    _hand_out(run, records[0])
-    write_report(record, run.folder)
+    simulation = _simulation_of(plan, plan_path.name)
+    choose_device(device)
+    root = (data_root or plan_path.parent / simulation.data_root).resolve()
+    with held(out, plan, resume=resume):
+        run = _lay_out(plan, simulation, out, baselines, root, device)
+        data = _take_in(run)
+        intake_s = time.perf_counter() - began
+        records = _run_arms(run, engine)
+        record = _record(run, data, records, engine, intake_s, device)
+        _hand_out(run, records[0])
+        write_report(record, run.folder)
     log.info("finished", extra={"seconds": time.perf_counter() - began})
     return record
 
 
+def _simulation_of(plan: Plan, name: str) -> Simulation:
+    """The plan's sites, their names free of those that a rehearsal needs itself."""
+    if plan.simulation is None:
+        raise PlanError(
+            f"plan {name!r} has no [simulation], expected the sites to rehearse with; "
+            "see `fedct plan new`"
+        )
+    for site in plan.simulation.sites:
+        if site.name in (POOLED, PUBLIC):
+            raise PlanError(
+                f"plan {name!r} calls a site {site.name!r}, expected another name, "
+                "because rehearsals have a node of this name; rename the site"
+            )
+    return plan.simulation
+
+
 def _lay_out(
     plan: Plan,
-    plan_path: Path,
+    simulation: Simulation,
     out: Path,
     baselines: Sequence[Baseline],
-    resume: bool,
-    data_root: Path | None,
+    root: Path,
     device: str,
 ) -> Run:
-    simulation = plan.simulation
-    if simulation is None:
-        raise PlanError(
-            f"plan {plan_path.name!r} has no [simulation], expected the sites to "
-            "rehearse with; see `fedct plan new`"
-        )
-    _refuse_folder(out, plan, resume)
-    make_private_folder(out)
-    root = (data_root or plan_path.parent / simulation.data_root).resolve()
     text = plan_toml(plan)
-    write_durable(out / "plan.toml", text.encode())
+    write_durable(out / PLAN_FILE, text.encode())
     if not (out / STARTED_FILE).exists():
         write_durable(out / STARTED_FILE, json.dumps(_now()).encode())
+    started(out)  # refuse a damaged one before the work, not after it
     run = Run(
         folder=out,
         plan=plan,
@@ -166,27 +182,6 @@ def _lay_out(
     write_site(run.site_folder(POOLED), pooled, text)
     write_arms(out, list(run.arms))
     return run
-
-
-def _refuse_folder(out: Path, plan: Plan, resume: bool) -> None:
-    """Before anything is written: is this folder new, or the run to resume?"""
-    known = out / "plan.toml"
-    if resume:
-        if not known.exists():
-            raise RunError(
-                f"folder {out.name!r} holds no run, expected one to resume; leave "
-                "--resume out to start it"
-            )
-        if load_plan(known).digest != plan.digest:
-            raise RunError(
-                f"folder {out.name!r} holds a run of another plan, expected plan "
-                f"{plan.digest[:12]}; choose another --out"
-            )
-    elif out.exists() and any(out.iterdir()):
-        raise RunError(
-            f"folder {out.name!r} is not empty, expected a new one; add --resume to go "
-            "on with the run in it, or choose another --out"
-        )
 
 
 def _sources(simulation: Simulation) -> dict[str, Source]:
@@ -223,11 +218,19 @@ def _take_in(run: Run) -> dict[str, SiteData]:
     data = {}
     for name in run.sites:
         log.info("intake", extra={"site": name})
-        data[name] = open_cases(run.site_folder(name), run.plan).data
+        data[name] = _open(run, name)
         log.info("taken in", extra={"site": name, "data": data[name]})
     if run.has_public:
-        open_cases(run.site_folder(PUBLIC), run.plan)
+        _open(run, PUBLIC)
     return data
+
+
+def _open(run: Run, name: str) -> SiteData:
+    """Take a site's images in; a refusal says which site it is."""
+    try:
+        return open_cases(run.site_folder(name), run.plan).data
+    except FedctError as error:
+        raise type(error)(f"site {name!r}: {error}") from error
 
 
 def _run_arms(run: Run, engine: Engine) -> list[ArmRecord]:
@@ -238,20 +241,20 @@ def _run_arms(run: Run, engine: Engine) -> list[ArmRecord]:
     grid = InProcessGrid([*hospitals, *map(run.site_folder, pooled)])
     records = []
     for arm in run.arms:
-        written = arm.folder / ARM_RECORD_FILE
-        if not written.exists():
+        if (record := finished_record(arm.folder)) is None:
             if engine == "ray" and arm.name == "federated":
                 run_on_ray(hospitals, run.folder, arm.name)
             else:
                 run_in_process(grid, run.folder, arm.name)
-        records.append(ArmRecord.model_validate_json(written.read_bytes()))
+            record = read_arm_record(arm.folder)
+        records.append(record)
     return records
 
 
 def _hand_out(run: Run, record: ArmRecord) -> None:
     """The best federated model as a package."""
     network, layout = first_model(run.plan)
-    vector = np.array(load((run.folder / BEST_FILE).read_bytes())["model"])
+    vector = best_model(run.folder)
     monitor = task_of(run.plan).monitor
     best = record.rounds[record.best_round - 1]
     facts = PackageFacts(
@@ -283,9 +286,9 @@ def _record(
         monitor=task.monitor,
         class_names=list(task.class_names),
         plan_digest=run.plan.digest,
-        plan_toml=(run.folder / "plan.toml").read_text(),
+        plan_toml=(run.folder / PLAN_FILE).read_text(),
         engine=engine,
-        started=json.loads((run.folder / STARTED_FILE).read_text()),
+        started=started(run.folder),
         finished=_now(),
         seconds=intake_s + sum(arm.seconds for arm in arms),
         intake_s=intake_s,

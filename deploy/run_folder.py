@@ -1,0 +1,147 @@
+"""The folder of a run: who may use it, and what a finished arm left in it.
+
+Two processes in one folder would write two histories into one journal, so the folder is
+held by a lock for as long as a process works in it. The kernel lets go of the lock when
+the process ends, however it ends: there is nothing to clear up after a crash.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from client.private_files import FILE_MODE, make_private_folder
+from common.errors import RunError, StoreError
+from common.parameters import digest_of
+from common.plan import Plan
+from common.plan_file import load_plan
+from server.app import ARM_RECORD_FILE, BEST_FILE
+from server.record import ArmRecord
+
+PLAN_FILE = "plan.toml"
+LOCK_FILE = "lock"
+STARTED_FILE = "started.json"
+
+
+@contextmanager
+def held(out: Path, plan: Plan, *, resume: bool) -> Iterator[None]:
+    """Hold a run folder, made where absent, for this process alone.
+
+    Args:
+        out: The folder. One that is refused is left as it was.
+        plan: The plan that shall run in it.
+        resume: Whether it must hold a run of this plan; else it must be empty.
+
+    Raises:
+        RunError: The folder does not fit, is in use, or could not be written to.
+    """
+    if not (out / LOCK_FILE).is_file():
+        _refuse(out, plan, resume)
+    try:
+        make_private_folder(out)
+    except StoreError as error:
+        why = getattr(error.__cause__, "strerror", None) or "others may enter it"
+        raise RunError(
+            f"run folder {out.name!r} can't be used ({why}), expected a place of mode "
+            "0700 that this user may write to; choose another --out"
+        ) from error
+    try:
+        with _locked(out):
+            _refuse(out, plan, resume)
+            yield
+    except OSError as error:
+        raise RunError(
+            f"run in {out.name!r} could not go on ({error.strerror}), expected files "
+            "that can be read and written; check room and rights, then add --resume"
+        ) from error
+
+
+def started(out: Path) -> str:
+    """When the run began, ISO 8601.
+
+    Raises:
+        RunError: The file that says so is damaged.
+    """
+    try:
+        return str(json.loads((out / STARTED_FILE).read_text()))
+    except ValueError as error:
+        raise RunError(
+            f"run folder {out.name!r} has a damaged {STARTED_FILE}, expected the time "
+            "at which the run began; delete that file and add --resume"
+        ) from error
+
+
+def finished_record(folder: Path) -> ArmRecord | None:
+    """An arm's record, if it and the best model are there and belong together.
+
+    Both follow from the journal, so what is missing or damaged can be made again.
+    """
+    try:
+        record = read_arm_record(folder)
+        digest = record.rounds[record.best_round - 1].model_digest
+        return record if digest_of(best_model(folder)) == digest else None
+    except (OSError, ValidationError, SafetensorError, LookupError):
+        return None
+
+
+def read_arm_record(folder: Path) -> ArmRecord:
+    """What the server wrote of an arm when it had finished."""
+    return ArmRecord.model_validate_json((folder / ARM_RECORD_FILE).read_bytes())
+
+
+def best_model(folder: Path) -> Float32[np.ndarray, " P"]:
+    """Parameters of an arm's best round."""
+    return np.array(load((folder / BEST_FILE).read_bytes())["model"])
+
+
+def _refuse(out: Path, plan: Plan, resume: bool) -> None:
+    """Is this folder new, or the run to resume? Writes nothing."""
+    known = out / PLAN_FILE
+    if out.exists() and not out.is_dir():
+        raise RunError(
+            f"run folder {out.name!r} is a file, expected a folder; choose another "
+            "--out"
+        )
+    if resume:
+        if not known.exists():
+            raise RunError(
+                f"folder {out.name!r} holds no run, expected one to resume; leave "
+                "--resume out to start it"
+            )
+        if load_plan(known).digest != plan.digest:
+            raise RunError(
+                f"folder {out.name!r} holds a run of another plan, expected plan "
+                f"{plan.digest[:12]}; choose another --out"
+            )
+    elif out.exists() and any(path.name != LOCK_FILE for path in out.iterdir()):
+        raise RunError(
+            f"folder {out.name!r} is not empty, expected a new one; add --resume to go "
+            "on with the run in it, or choose another --out"
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    descriptor = os.open(out / LOCK_FILE, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 20).decode(errors="replace").strip()
+            raise RunError(
+                f"run folder {out.name!r} is in use by process {holder or 'unknown'}, "
+                "expected to be alone; wait until it has ended, or choose another --out"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(descriptor)
