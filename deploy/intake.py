@@ -1,6 +1,6 @@
 """`fedct intake`: one source, outside any federation."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from client.intake.export import export_case
@@ -14,7 +14,7 @@ from deploy.progress import tell_intake
 
 def take_in_verdicts(
     source: Source, store: Path, plan: Path | None, export: Path | None
-) -> tuple[Iterable[SeriesVerdict], IntakeCount]:
+) -> tuple[Sequence[SeriesVerdict], IntakeCount]:
     """Judge a source; prepare cases if there is a plan to prepare them for.
 
     Args:

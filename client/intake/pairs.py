@@ -63,7 +63,9 @@ def find_cases(
         IntakeError: The root is no folder, or holds no such file.
     """
     if not root.is_dir():
-        raise IntakeError(f"intake got {root}, expected a folder; check the path")
+        raise IntakeError(
+            "intake got a source that is no folder, expected one; check the path"
+        )
     root = root.resolve()
     files, strays = _files(root, suffixes)
     if not files and not strays:

@@ -10,6 +10,7 @@ refused can read why.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def take_in(
     store_root: Path,
     plan: Plan,
     progress: Progress | None = None,
-    on_case: Callable[[IntakeCase], None] | None = None,
+    on_case: Callable[[IntakeCase], object] | None = None,
 ) -> SiteData:
     """Judge every series of a source, prepare what fits the plan, split by patient.
 
@@ -165,7 +166,7 @@ def _settle(
     settled: Settled,
     store: CaseStore,
     plan: Plan,
-    on_case: Callable[[IntakeCase], None] | None,
+    on_case: Callable[[IntakeCase], object] | None,
 ) -> TakenIn:
     """Judge one series by the plan, and keep its case if it fits."""
     row, case = settled
@@ -233,9 +234,12 @@ def _check_floor(
         if count.accepted >= plan.data.min_accepted * count.found:
             return
         wanted = f"expected a share of {plan.data.min_accepted:g} (data.min_accepted)"
+    codes = Counter(f.code.value for row in verdicts for f in row.findings if f.refuses)
+    why = ", ".join(f"{code} {times}x" for code, times in codes.most_common())
     raise PlanError(
-        f"intake accepted {count.accepted} of {count.found} series, {wanted}; "
-        f"{CSV_FILE} in the store says why series were refused"
+        f"intake accepted {count.accepted} of {count.found} series"
+        f"{f' (refused: {why})' if why else ''}, {wanted}; {CSV_FILE} in the store "
+        "says why series were refused"
     )
 
 
