@@ -1,10 +1,14 @@
 """`fedct plan new`: a commented plan that runs on the user's own folders."""
 
-import json
+import re
+import unicodedata
 from pathlib import Path
+
+import tomli_w
 
 from common.errors import UsageError
 from common.plan_file import parse_plan
+from common.plan_section import NAME_PATTERN
 from server.durable import write_durable
 
 _HEAD = """\
@@ -26,6 +30,9 @@ kind = "segmentation"
 classes = {{ target = {labels} }}
 lesions = false               # true: count connected parts one by one
 
+"""
+
+_VOLUMES = """\
 [model]
 name = "UNet"                 # UNet, AttentionUnet, DynUNet, SegResNet
 dimensions = 3
@@ -41,8 +48,32 @@ batch_size = 2
 patch = [64, 64, 64]          # D, H, W
 loss = "dice_ce"
 learning_rate = 1e-3
-foreground = 0.5              # share of patches centred on a labelled voxel
-augmentation = {{ scale = 0.1, shift = 0.05 }}
+foreground = 0.5              # share of patches that hold a labelled voxel
+augmentation = { scale = 0.1, shift = 0.05 }
+
+"""
+
+_PICTURES = """\
+[model]
+name = "UNet"                 # UNet, AttentionUnet, DynUNet, SegResNet
+dimensions = 2
+channels = [16, 32, 64, 128]
+
+[preprocessing]
+window_hu = [0.0, 255.0]      # grey values of 8-bit pictures
+
+[training]
+steps = 50                    # optimiser steps per round and hospital
+batch_size = 16
+patch = [64, 64]              # H, W
+loss = "dice_ce"
+learning_rate = 1e-3
+foreground = 0.5              # share of patches centred on a labelled pixel
+augmentation = { flip = ["H", "W"], scale = 0.1, shift = 0.05 }
+
+[evaluation]
+region = "window"             # crops centred on the finding are judged off centre
+surface = false               # pictures have no millimetres
 
 """
 
@@ -51,8 +82,8 @@ _CLASSIFICATION = """\
 kind = "classification"
 attribute = "malignancy"      # the column that holds the truth
 classes = [
-  {{ name = "benign", below = 3.0 }},
-  {{ name = "malignant", above = 3.0 }},
+  { name = "benign", below = 3.0 },
+  { name = "malignant", above = 3.0 },
 ]
 
 [model]
@@ -69,7 +100,7 @@ batch_size = 32
 patch = [64, 64]              # H, W
 loss = "cross_entropy"
 learning_rate = 1e-3
-augmentation = {{ flip = ["H", "W"], scale = 0.1, shift = 0.05 }}
+augmentation = { flip = ["H", "W"], scale = 0.1, shift = 0.05 }
 
 [evaluation]
 region = "window"             # crops centred on the finding are judged off centre
@@ -81,7 +112,7 @@ _TAIL = """\
 [federation]
 rounds = 20
 algorithm = "fedavg"          # fedavg, fedprox, fedavgm, fedadam, fedbn, scaffold
-min_sites = {quorum}                 # quorum: below it a round is void
+min_sites = 2                 # quorum: below it a round is void
 deadline_s = 3600.0
 
 [data]
@@ -104,7 +135,7 @@ def write_plan(
 
     Args:
         out: The file; must not exist.
-        sites: NAME=FOLDER, one per hospital.
+        sites: NAME=FOLDER, one per hospital, at least two.
         task: "segmentation" or "classification".
         labels: Label names of the one class to segment.
         source_format: Format of all sources.
@@ -119,12 +150,24 @@ def write_plan(
         raise UsageError(
             f"option --task got {task!r}, expected segmentation or classification"
         )
-    body = _SEGMENTATION if task == "segmentation" else _CLASSIFICATION
-    name = out.stem.lower().replace(" ", "-")
-    text = _HEAD.format(name=json.dumps(name)) + body.format(labels=json.dumps(labels))
-    text += _TAIL.format(quorum=min(2, len(sites)))
-    for site in sites:
-        text += _site_table(site, source_format)
+    if len(sites) < 2:
+        raise UsageError(
+            f"option --site was given {len(sites)} times, expected at least two "
+            "hospitals; one alone has nobody to federate with"
+        )
+    if task == "classification" and source_format != "images":
+        raise UsageError(
+            f"option --task classification got --source-format {source_format}, "
+            "expected images, because only their manifest.csv tells a case's class"
+        )
+    text = _HEAD.format(name=_quoted(_short_name(out.stem)))
+    if task == "classification":
+        text += _CLASSIFICATION
+    else:
+        names = ", ".join(_quoted(label) for label in labels)
+        text += _SEGMENTATION.format(labels=f"[{names}]")
+        text += _PICTURES if source_format == "images" else _VOLUMES
+    text += _TAIL + "".join(_site_table(site, source_format) for site in sites)
     parse_plan(text, out.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_durable(out, text.encode())
@@ -132,12 +175,36 @@ def write_plan(
 
 def _site_table(site: str, source_format: str) -> str:
     name, equals, folder = site.partition("=")
-    source = Path(folder).expanduser().resolve()
-    if not equals or not source.exists():
+    if not equals or not folder:
+        raise UsageError(f"option --site got {site!r}, expected NAME=FOLDER")
+    if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
-            f"option --site got {site!r}, expected NAME=FOLDER, the folder existing"
+            f"option --site got the name {name!r}, expected lower case letters, "
+            "digits, - and _, at most 32"
+        )
+    source = Path(folder).expanduser().resolve()
+    if not source.exists():
+        raise UsageError(
+            f"option --site got {site!r}, expected a folder that exists; check the path"
         )
     return (
-        f"\n[[simulation.sites]]\nname = {json.dumps(name)}\n"
-        f"source = {json.dumps(str(source))}\nformat = {json.dumps(source_format)}\n"
+        f"\n[[simulation.sites]]\nname = {_quoted(name)}\n"
+        f"source = {_quoted(str(source))}\nformat = {_quoted(source_format)}\n"
     )
+
+
+def _short_name(stem: str) -> str:
+    """A plan's name out of a file's: ASCII, lower case, at most 32."""
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:32] or "plan"
+
+
+def _quoted(value: str) -> str:
+    """As a TOML string, whatever stands in it."""
+    try:
+        tomli_w.dumps({"value": value}).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"plan got {value!a}, which is no text in UTF-8; rename the folder"
+        ) from error
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").strip()
