@@ -8,6 +8,8 @@ with 130 and leaves a run that can be resumed.
 
 import json
 import os
+import shlex
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -28,9 +30,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Federated learning on CT across hospitals.",
+    help="Federated learning on CT across hospitals.\n\nExample: `fedct demo`",
 )
-plan_app = typer.Typer(no_args_is_help=True, help="Write, check and show plans.")
+_PLAN_HELP = "Write, check and show plans.\n\nExample: `fedct plan check plan.toml`"
+plan_app = typer.Typer(no_args_is_help=True, help=_PLAN_HELP)
 app.add_typer(plan_app, name="plan")
 
 
@@ -85,7 +88,7 @@ def simulate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. [default: all cores]")
+        int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")
     ] = None,
     output_format: FormatOption = Format.TEXT,
 ) -> None:
@@ -126,7 +129,10 @@ app.command()(cli_data.report)
 
 @plan_app.command("check")
 def plan_check(plan: PlanArgument, output_format: FormatOption = Format.TEXT) -> None:
-    """Check a plan without touching any data; say its hash."""
+    """Check a plan without touching any data; say its hash.
+
+    Example: `fedct plan check deploy/plans/demo.toml --format json`
+    """
     from common.networks import check_fits
     from common.plan_file import load_plan
 
@@ -140,7 +146,10 @@ def plan_check(plan: PlanArgument, output_format: FormatOption = Format.TEXT) ->
 
 @plan_app.command("show")
 def plan_show(plan: PlanArgument, output_format: FormatOption = Format.TEXT) -> None:
-    """Print the effective plan: every key with its value, defaults included."""
+    """Print the effective plan: every key with its value, defaults included.
+
+    Example: `fedct plan show deploy/plans/demo.toml`
+    """
     from common.plan_file import load_plan, plan_toml
 
     loaded = load_plan(plan)
@@ -152,7 +161,10 @@ def plan_show(plan: PlanArgument, output_format: FormatOption = Format.TEXT) -> 
 
 @plan_app.command("schema")
 def plan_schema() -> None:
-    """Print the JSON schema of a plan: every key, type and meaning."""
+    """Print the JSON schema of a plan: every key, type and meaning.
+
+    Example: `fedct plan schema > plan.schema.json`
+    """
     from common.plan import Plan
 
     typer.echo(json.dumps(Plan.model_json_schema(), indent=1))
@@ -173,8 +185,8 @@ def plan_new(
         typer.Option(help="Label names to segment. [default: every label found]"),
     ] = None,
     source_format: Annotated[
-        str, typer.Option(help="dicom, nifti, metaimage or images.")
-    ] = "dicom",
+        cli_data.SourceFormat, typer.Option(help="What the folders are made of.")
+    ] = cli_data.SourceFormat.DICOM,
 ) -> None:
     """Write a commented plan that runs on your own folders.
 
@@ -182,26 +194,49 @@ def plan_new(
     """
     from deploy.new_plan import write_plan
 
-    write_plan(out, site, task, label or ["*"], source_format)
-    typer.echo(f"wrote {out}; look it over, then: fedct simulate {out}")
+    write_plan(out, site, task, label or ["*"], source_format.value)
+    typer.echo(
+        f"wrote {out}; look it over, then: fedct simulate {shlex.quote(str(out))}"
+    )
 
 
 def main() -> None:
     """Run the command; turn deliberate failures into a sentence and a number."""
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = int(app(standalone_mode=False) or 0)
     except FedctError as error:
-        typer.echo(f"fedct: {error}", err=True)
-        sys.exit(error.exit_code)
+        return _fail(str(error), error.exit_code)
+    except click.Abort:  # answered no
+        return _fail("stopped; nothing was changed", StoppedError.exit_code)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+        return error.exit_code
+    except OSError as error:
+        got = f"{error.filename or 'a file'} ({error.strerror})"
+        return _fail(f"can't use {got}, expected a place with room and rights", 1)
+    except KeyboardInterrupt:
         code = StoppedError.exit_code
     if code == StoppedError.exit_code:  # typer turns Ctrl-C into this number
-        typer.echo(
-            "fedct: stopped; what was finished is kept. Go on with the same command "
-            "and --resume.",
-            err=True,
+        for number in (signal.SIGINT, signal.SIGTERM):  # we are leaving already
+            signal.signal(number, signal.SIG_IGN)
+        return _fail(
+            "stopped; what was finished is kept. A run goes on with `fedct simulate "
+            "PLAN --out RUN --resume`.",
+            code,
         )
-    sys.exit(code)
+    return code
+
+
+def _fail(sentence: str, code: int) -> int:
+    typer.echo(f"fedct: {sentence}", err=True)
+    return code
+
+
+def _stop(number: int, frame: object) -> None:
+    """SIGTERM, by which a service manager asks, is as good as Ctrl-C."""
+    raise KeyboardInterrupt

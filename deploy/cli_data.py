@@ -1,7 +1,6 @@
 """The verbs of `fedct` that make, take in, remove and show data."""
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -59,18 +58,22 @@ def intake(
     from rich.console import Console
 
     from client.intake.table import row_of, to_table
+    from common.errors import UsageError
     from common.sources import Source
     from deploy.intake import take_in_verdicts
     from deploy.progress import show_progress
 
-    filters = dict(item.split("=", 1) for item in where or [] if "=" in item)
+    for item in where or []:
+        if "=" not in item:
+            raise UsageError(f"option --where got {item!r}, expected COLUMN=VALUE")
+    filters = dict(item.split("=", 1) for item in where or [])
     chosen = Source(source=str(source), format=source_format.value, where=filters)
     with show_progress():
         verdicts, count = take_in_verdicts(chosen, store, plan, export)
     if output_format is Format.JSON:
         rows = [row_of(verdict) for verdict in verdicts]
         counts = {"accepted": count.accepted, "found": count.found}
-        json.dump({**counts, "series": rows}, sys.stdout, indent=1)
+        typer.echo(json.dumps({**counts, "series": rows}, indent=1))
         return
     Console().print(to_table(verdicts, count))
     typer.echo(f"accepted {count.accepted} of {count.found} series; tables in {store}")
@@ -126,7 +129,7 @@ def purge(
     from client.intake.run import open_store
     from common.errors import StoreError
 
-    if not store.is_dir():
+    if not (store / "secret").is_file():  # opening would make a store of any folder
         raise StoreError("purge found no such store, expected a folder made by intake")
     if not yes:
         typer.confirm("Remove all prepared cases?", abort=True)

@@ -33,13 +33,17 @@ def demo(out: Path, *, patients: int | None = None, seed: int = 1) -> RunRecord:
     Raises:
         RunError: The folder is not empty.
     """
+    plan = out / "demo.toml"
+    if out.exists() and not out.is_dir():
+        raise RunError(f"demo got a file {out.name!r}, expected a folder for --out")
     if out.exists() and any(out.iterdir()):
+        again = f"fedct simulate {plan} --out {out / 'run'} --baselines pooled,local"
+        go_on = f", or go on with: {again} --resume" if plan.exists() else ""
         raise RunError(
             f"folder {out.name!r} is not empty, expected a new one; choose another "
-            "--out or delete it"
+            f"--out or delete it{go_on}"
         )
     write_phantoms(out / "phantoms", patients=patients, seed=seed)
-    plan = out / "demo.toml"
     with files("deploy").joinpath("plans/demo.toml").open("rb") as source:
         plan.write_bytes(source.read())
     return simulate(plan, out / "run", baselines=("pooled", "local"))

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from common.tasks.catalog import task_of
 from server.record import RoundRecord, SiteRound
@@ -37,13 +38,13 @@ class ProgressHandler(logging.Handler):
         self._console = console
         self._live = console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}"),
+            TextColumn("{task.fields[now]}", markup=False),
             console=console,
             transient=True,
             disable=not self._live,
@@ -71,7 +72,7 @@ class ProgressHandler(logging.Handler):
             details = [
                 str(extra[key]) for key in ("arm", "site", "why") if key in extra
             ]
-            self._say(f"[yellow]{record.getMessage()}[/] {', '.join(details)}")
+            self._warn(record.getMessage(), ", ".join(details))
 
     def _on_phantom(self, extra: dict[str, object]) -> None:
         done, total = extra["done"], extra["total"]
@@ -115,10 +116,7 @@ class ProgressHandler(logging.Handler):
         row = extra["row"]
         assert isinstance(row, SiteRound)
         if row.outcome != "accepted":
-            self._say(
-                f"[yellow]round {extra['round']}: {row.site} {row.outcome}[/] "
-                f"{row.reason}"
-            )
+            self._warn(f"round {extra['round']}: {row.site} {row.outcome}", row.reason)
 
     def _on_round(self, extra: dict[str, object]) -> None:
         record = extra["record"]
@@ -138,8 +136,12 @@ class ProgressHandler(logging.Handler):
     def _now(self, words: str) -> None:
         self._bar.update(self._task, now=words)
 
-    def _say(self, words: str) -> None:
-        self._console.print(words, highlight=False)
+    def _warn(self, what: str, why: str) -> None:
+        self._say(Text.assemble((what, "yellow"), " ", why))
+
+    def _say(self, words: str | Text) -> None:
+        # One event, one line: nothing is wrapped, no bracket is taken for a style.
+        self._console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 def tell_phantom(hospital: str, done: int, total: int) -> None:
