@@ -3,12 +3,18 @@
 A state is kept per run and round. The server's order says which round's state to go on
 from: the last one that counted. If a round is void, or the server died before it could
 write the round down, the same order comes again and starts from the same state, so the
-outcome is the same to the bit. Two states are kept: the one gone on from, and the one
-just made.
+outcome is the same to the bit.
+
+Two states are kept, the one gone on from and the one just made, in two files that are
+overwritten in turn. A file half written when the power failed belongs to a round whose
+answer never left, so nobody will ask for it, and its checksum says that it is torn.
+Overwriting costs one sync; a new file under a new name would cost two and a removal.
 """
 
 import io
+import os
 import pickle
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from client.private_files import make_private_folder, write_private
+from client.private_files import FILE_MODE, make_private_folder, sync_folder
 from common.errors import StoreError
+
+_SLOTS = ("a.state", "b.state")
+_ROUND_BYTES, _CRC_BYTES = 8, 4
+"""A file begins with its round and the CRC-32 of what follows, little endian."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +43,24 @@ class SiteState:
 
 
 def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:
-    """Write the state after round `number`; drop all but it and round `keep`'s."""
+    """Write the state after round `number`; of the others only round `keep`'s stays."""
     make_private_folder(folder)
     content = io.BytesIO()
     torch.save(vars(state), content)
-    write_private(_path(folder, number), content.getvalue())
-    for path in folder.glob("round-*.pt"):
-        if path not in (_path(folder, number), _path(folder, keep)):
-            path.unlink(missing_ok=True)
+    body = content.getbuffer()
+    head = number.to_bytes(_ROUND_BYTES, "little")
+    head += zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
+    path = _slot_to_overwrite(folder, number, keep)
+    is_new = not path.exists()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, FILE_MODE), "wb") as file:
+        file.write(head)
+        file.write(body)
+        file.truncate()
+        file.flush()
+        os.fdatasync(file.fileno())
+    if is_new:
+        sync_folder(folder)
 
 
 def load_state(folder: Path, number: int) -> SiteState:
@@ -52,14 +72,36 @@ def load_state(folder: Path, number: int) -> SiteState:
     if number == 0:
         return SiteState()
     try:
-        content = torch.load(_path(folder, number), weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content = torch.load(io.BytesIO(_read(folder, number)), weights_only=True)
+        return SiteState(**content)
+    except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise StoreError(
             f"site lost its training state of round {number} ({type(error).__name__}), "
             "expected the file it wrote then; this site can rejoin only in a new run"
         ) from error
-    return SiteState(**content)
 
 
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"round-{number:06d}.pt"
+def _slot_to_overwrite(folder: Path, number: int, keep: int) -> Path:
+    """The file of this very round if it is written again; never that of `keep`."""
+    held = {folder / name: _round_of(folder / name) for name in _SLOTS}
+    again = [path for path, there in held.items() if there == number]
+    free = [path for path, there in held.items() if there != keep]
+    return (again + free)[0]
+
+
+def _read(folder: Path, number: int) -> bytes:
+    for name in _SLOTS:
+        if _round_of(folder / name) == number:
+            content = (folder / name).read_bytes()[_ROUND_BYTES:]
+            crc, body = content[:_CRC_BYTES], content[_CRC_BYTES:]
+            if zlib.crc32(body).to_bytes(_CRC_BYTES, "little") == crc:
+                return body
+    raise FileNotFoundError("no whole file of that round")
+
+
+def _round_of(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            return int.from_bytes(file.read(_ROUND_BYTES), "little")
+    except FileNotFoundError:
+        return None

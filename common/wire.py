@@ -54,13 +54,11 @@ def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
             sums = {name: _to_array(vector, "<f8") for name, vector in value.items()}
         else:
             facts[field.name] = value
-    return RecordDict(
-        {
-            _FACTS: ConfigRecord(facts),
-            _VECTORS: ArrayRecord(vectors),
-            _SUMS: ArrayRecord(sums),
-        }
-    )
+    record = RecordDict({_FACTS: ConfigRecord(facts)})
+    for key, arrays in ((_VECTORS, vectors), (_SUMS, sums)):
+        if arrays:
+            record[key] = ArrayRecord(arrays)
+    return record
 
 
 def from_record(record: RecordDict, kind: type[T]) -> T:

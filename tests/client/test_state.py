@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from client.state import SiteState, load_state, save_state
+from common.errors import StoreError
+
+
+def state(value: float) -> SiteState:
+    return SiteState(
+        optimizer={"state": {0: {"step": torch.tensor(value)}}, "param_groups": []},
+        local={"norm.weight": torch.full((3,), value)},
+        control=torch.full((5,), value),
+    )
+
+
+def value_of(found: SiteState) -> float:
+    assert found.optimizer is not None
+    assert found.control is not None
+    seen = {
+        float(found.optimizer["state"][0]["step"]),
+        *found.local["norm.weight"].tolist(),
+        *found.control.tolist(),
+    }
+    [value] = seen
+    return value
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    save_state(tmp_path / "run", 1, state(1.5), keep=0)
+    assert value_of(load_state(tmp_path / "run", 1)) == 1.5
+
+
+def test_round_0_is_an_empty_state(tmp_path):
+    assert vars(load_state(tmp_path, 0)) == vars(SiteState())
+
+
+def test_the_last_two_rounds_that_counted_are_kept_in_two_private_files(tmp_path):
+    folder = tmp_path / "run"
+    for number in range(1, 6):
+        save_state(folder, number, state(number), keep=number - 1)
+        assert value_of(load_state(folder, number)) == number
+        if number > 1:
+            assert value_of(load_state(folder, number - 1)) == number - 1
+    assert [oct(path.stat().st_mode & 0o777) for path in folder.iterdir()] == [
+        "0o600",
+        "0o600",
+    ]
+    with pytest.raises(StoreError, match="lost its training state of round 3"):
+        load_state(folder, 3)
+
+
+def test_void_rounds_and_repeats_never_cost_the_state_that_counts(tmp_path):
+    folder = tmp_path / "run"
+    save_state(folder, 1, state(1), keep=0)
+    for number, value in ((2, 2), (2, 22), (3, 3), (4, 4), (4, 44)):
+        save_state(folder, number, state(value), keep=1)
+        assert value_of(load_state(folder, 1)) == 1
+        assert value_of(load_state(folder, number)) == value
+
+
+def test_a_smaller_state_leaves_nothing_of_a_larger_one(tmp_path):
+    large = SiteState(control=torch.ones(10_000))
+    save_state(tmp_path / "run", 1, large, keep=0)
+    save_state(tmp_path / "run", 2, large, keep=1)
+    save_state(tmp_path / "run", 3, state(3), keep=2)
+    assert value_of(load_state(tmp_path / "run", 3)) == 3
+    assert min(p.stat().st_size for p in (tmp_path / "run").iterdir()) < 10_000
+
+
+@pytest.mark.parametrize("cut", [0, 7, 11, 200])
+def test_a_torn_file_is_lost_and_costs_no_other_round(tmp_path, cut):
+    folder = tmp_path / "run"
+    save_state(folder, 1, state(1), keep=0)
+    save_state(folder, 2, state(2), keep=1)
+    [torn] = [p for p in folder.iterdir() if p.read_bytes()[0] == 2]
+    torn.write_bytes(torn.read_bytes()[:cut])
+    with pytest.raises(StoreError, match="lost its training state of round 2"):
+        load_state(folder, 2)
+    save_state(folder, 2, state(22), keep=1)
+    assert value_of(load_state(folder, 1)) == 1
+    assert value_of(load_state(folder, 2)) == 22
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    save_state(tmp_path, 1, state(1), keep=0)
+    [path] = [p for p in tmp_path.iterdir() if p.suffix == ".state"]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="FileNotFoundError"):
+        load_state(tmp_path, 1)
