@@ -146,6 +146,7 @@ def write_seg(
             device_serial_number=algorithm.version[:TEXT_LIMIT],
             series_description=_text(f"{algorithm.name}, {RESEARCH_ONLY}"),
             content_label="PREDICTION",
+            omit_empty_frames=bool(mask.array.any()),
             content_description=_text(f"Predicted by a model, {RESEARCH_ONLY}"),
         )
         content = io.BytesIO()

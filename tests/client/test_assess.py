@@ -101,6 +101,16 @@ def test_one_patient_gets_no_interval(tmp_path):
     assert said.notes == ["one patient: no interval can be given"]
 
 
+def test_cases_of_one_patient_are_drawn_together(tmp_path, six):
+    folder = write(tmp_path / "data")
+    rows = [f"p{number}/ct,{'ab'[number % 2]}" for number in range(6)]
+    (folder / "patients.csv").write_text("\n".join(["case,patient", *rows]))
+    said = run(folder)
+    assert (said.accepted, said.patients) == (6, 2)
+    assert said.metrics["dice"].value == pytest.approx(six.metrics["dice"].value)
+    assert said.metrics["dice"].low != six.metrics["dice"].low
+
+
 def test_nothing_labelled_is_an_error_with_codes(tmp_path):
     folder = write(tmp_path / "data", [0, 1], named="liver")
     with pytest.raises(IntakeError, match="LABEL_MISSING 2"):

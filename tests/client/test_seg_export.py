@@ -1,5 +1,6 @@
 """A mask that goes out as DICOM SEG comes back voxel for voxel, on any series."""
 
+import os
 import shutil
 import stat
 import subprocess
@@ -26,6 +27,10 @@ from common.volume import Grid, Volume, canonical
 from deploy.phantom.dicom import write_series
 from deploy.phantom.scanner import Scanner
 
+REAL = Path(
+    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[3] / "shared/data")
+)
+MULTIFRAME = REAL / "dicom_seg/dcmqi_segmentations/23x38x3/multiframe"
 ALGORITHM = Algorithm("nodules", "ab" * 32, "0.1.0")
 AXIAL = np.eye(3)[:, ::-1]
 """D along z, H along y, W along x."""
@@ -301,3 +306,36 @@ def test_a_series_that_nothing_can_refer_to_is_refused(axial, tmp_path):
     assert missing_identity(nameless) == "SOPInstanceUID"
     with pytest.raises(LabelError, match="without SOPInstanceUID"):
         export(tmp_path / "seg.dcm", random_mask(), volume.grid, nameless)
+
+
+def turn_frames(path: Path) -> None:
+    """Store the frames of a file the other way round, each with its place."""
+    ds = pydicom.dcmread(path)
+    ds.PixelData = ds.pixel_array[::-1].tobytes()
+    groups = list(ds.PerFrameFunctionalGroupsSequence)
+    ds.PerFrameFunctionalGroupsSequence = groups[::-1]
+    ds.save_as(path)
+
+
+@pytest.mark.skipif(not MULTIFRAME.is_dir(), reason=f"no test data in {REAL}")
+def test_frames_of_a_real_multi_frame_series_keep_their_places(tmp_path, pool):
+    folder = tmp_path / "ct"
+    shutil.copytree(MULTIFRAME, folder)
+    turn_frames(folder / "mf.dcm")
+    series, volume = take_in(folder, pool)
+    assert len({plane.path for plane in series.slices}) == 1
+    assert [plane.frame for plane in series.slices] == [2, 1, 0]
+    drawn = random_mask(volume.grid.shape)
+    drawn[0] = 0
+    path = export(tmp_path / "seg.dcm", drawn, volume.grid, series)
+    segments, findings = read_seg(path, volume.grid)
+    assert not any(finding.refuses for finding in findings)
+    assert np.array_equal(as_classes(segments), drawn)
+    frames = pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
+    named = {
+        int(
+            item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        )
+        for item in frames
+    }
+    assert named == {plane.frame + 1 for plane in series.slices[1:]}
