@@ -43,14 +43,28 @@ class SiteState:
 
 
 def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:
-    """Write the state after round `number`; of the others only round `keep`'s stays."""
-    make_private_folder(folder)
+    """Write the state after round `number`; of the others only round `keep`'s stays.
+
+    Raises:
+        StoreError: It can't be written; the state of round `keep` is as it was.
+    """
     content = io.BytesIO()
     torch.save(vars(state), content)
     body = content.getbuffer()
     head = number.to_bytes(_ROUND_BYTES, "little")
     head += zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
-    path = _slot_to_overwrite(folder, number, keep)
+    try:
+        make_private_folder(folder)
+        _write(folder, _slot_to_overwrite(folder, number, keep), head, body)
+    except OSError as error:
+        raise StoreError(
+            f"site can't write its training state of round {number} "
+            f"({error.strerror}), expected {len(body) >> 20} MB of room in its folder; "
+            "free some and go on with the run"
+        ) from error
+
+
+def _write(folder: Path, path: Path, head: bytes, body: memoryview) -> None:
     is_new = not path.exists()
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with os.fdopen(os.open(path, flags, FILE_MODE), "wb") as file:

@@ -42,7 +42,7 @@ def open_members(path: Path) -> Iterator[Members]:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as cause:
         raise IntakeError(
-            f"intake got {path.name}, expected a folder or a zip of pictures"
+            "intake got a source that is no zip, expected a folder or a zip of pictures"
         ) from cause
     with archive:
         yield _Zip(archive)

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 import torch
 
@@ -81,11 +84,40 @@ def test_a_torn_file_is_lost_and_costs_no_other_round(tmp_path, cut):
     assert value_of(load_state(folder, 2)) == 22
 
 
-def test_a_flipped_bit_is_noticed(tmp_path):
-    save_state(tmp_path, 1, state(1), keep=0)
-    [path] = [p for p in tmp_path.iterdir() if p.suffix == ".state"]
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match="FileNotFoundError"):
-        load_state(tmp_path, 1)
+def test_no_single_flipped_byte_goes_unnoticed(tmp_path):
+    save_state(tmp_path / "run", 1, state(1), keep=0)
+    [path] = (tmp_path / "run").iterdir()
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match="lost its training state of round 1"):
+            load_state(tmp_path / "run", 1)
+
+
+def test_nothing_in_a_state_file_is_ever_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    save_state(tmp_path / "run", 1, SiteState(optimizer={"x": Evil()}), keep=0)
+    with pytest.raises(StoreError, match="lost its training state of round 1"):
+        load_state(tmp_path / "run", 1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_disk_that_takes_no_more_is_named_and_costs_no_other_round(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    save_state(folder, 1, state(1), keep=0)
+    save_state(folder, 2, state(2), keep=1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(StoreError, match=r"state of round 3 \(No space left"):
+        save_state(folder, 3, state(3), keep=2)
+    assert value_of(load_state(folder, 2)) == 2

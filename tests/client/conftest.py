@@ -1,0 +1,139 @@
+"""One small hospital of pictures, taken in once, and services that work on it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.open_site import open_cases
+from client.service import SiteCases, SiteService
+from client.site import SiteConfig, write_site
+from common.exchange import TrainOrder
+from common.parameters import digest_of
+from common.plan import Plan
+from common.plan_file import parse_plan, plan_toml
+from common.sources import Source
+from deploy.phantom.formats import write_images
+from deploy.phantom.scanner import HOSPITALS
+from server.federation import first_model
+from tests.plans import plan as plan_of
+
+SLICES = """
+[plan]
+name = "slices"
+[task]
+kind = "segmentation"
+classes = { nodule = ["nodule"] }
+[model]
+name = "UNet"
+dimensions = 2
+channels = [4, 8]
+residual_units = 0
+[preprocessing]
+window_hu = [0.0, 255.0]
+[training]
+steps = 3
+batch_size = 2
+patch = [16, 16]
+learning_rate = 1e-2
+[federation]
+rounds = 4
+[evaluation]
+region = "window"
+surface = false
+[data]
+validation = 0.2
+test = 0.2
+"""
+ALGORITHMS = {
+    "fedavg": {},
+    "fedbn": {"model__norm": "batch"},
+    "fedprox": {},
+    "scaffold": {"training__optimizer": "sgd", "training__momentum": 0.0},
+}
+
+
+def slices(algorithm: str = "fedavg", **changes: object) -> Plan:
+    """The plan above for an algorithm, with keys replaced."""
+    changes = {"federation__algorithm": algorithm, **ALGORITHMS[algorithm], **changes}
+    return plan_of(SLICES, **changes)
+
+
+@pytest.fixture(scope="session")
+def hospital_pictures(tmp_path_factory) -> Path:
+    """Pictures of two hospitals, five patients each; patients are PHANTOM-*."""
+    folder = tmp_path_factory.mktemp("source") / "pictures"
+    write_images(folder, hospitals=HOSPITALS[:2], patients=5, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_site(hospital_pictures) -> Callable[..., Path]:
+    """Writes a site's folder for one of the two hospitals."""
+
+    def make(
+        folder: Path,
+        plan: Plan,
+        *,
+        vendor: int = 0,
+        source: Path = hospital_pictures,
+        members: Sequence[Path] = (),
+        public: bool = False,
+    ) -> Path:
+        where = {"vendor": HOSPITALS[vendor].scanner.vendor}
+        images = Source(source=str(source), format="images", where=where)
+        config = SiteConfig(
+            name=folder.name,
+            source=None if members else images,
+            public=public,
+            members=tuple(map(str, members)),
+            device="cpu",
+        )
+        write_site(folder, config, plan_toml(plan))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def site_cases(tmp_path_factory, make_site) -> SiteCases:
+    """The first hospital's cases, prepared once for all plans made by `slices`."""
+    torch.set_num_threads(1)
+    plan = parse_plan(SLICES)
+    return open_cases(make_site(tmp_path_factory.mktemp("sites") / "north", plan), plan)
+
+
+@pytest.fixture
+def make_service(site_cases, tmp_path) -> Callable[..., SiteService]:
+    """A service as a process has it that has just started in the site's folder."""
+
+    def make(plan: Plan, folder: Path = tmp_path / "site") -> SiteService:
+        return SiteService("north", folder, plan, (site_cases,), torch.device("cpu"))
+
+    return make
+
+
+def order(plan: Plan, number: int, since: int, **changes: object) -> TrainOrder:
+    """Round `number` from a model that depends on plan and round alone."""
+    size = first_model(plan)[1].size
+    rng = np.random.default_rng(number)
+    model = rng.normal(scale=0.1, size=size).astype(np.float32)
+    control = None
+    if plan.federation.algorithm == "scaffold":
+        control = rng.normal(scale=0.01, size=size).astype(np.float32)
+    given = {
+        "run": "run",
+        "plan_digest": plan.digest,
+        "round": number,
+        "state_round": since,
+        "model": model,
+        "control": control,
+        **changes,
+    }
+    return TrainOrder(**{"model_digest": digest_of(given["model"]), **given})
+
+
+def quiet(done: int, steps: int) -> None:
+    """A progress callback that says nothing."""

@@ -1,0 +1,216 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+import client.app
+from client.app import ERROR_BASE, SITE_FOLDER_KEY, SITES_VARIABLE, app
+from common.errors import ContributionError, IntakeError, PlanError, StoreError
+from common.exchange import Hello, Judgement, JudgeOrder, Roster, Update
+from common.plan_file import parse_plan
+from common.wire import from_record, to_record
+from deploy.engine import InProcessGrid
+from server.federation import first_model
+from tests.client.conftest import SLICES, order, slices
+
+PLAN = parse_plan(SLICES)
+HELLO = Hello("run", PLAN.digest, first_model(PLAN)[1].digest)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process():
+    client.app._service.cache_clear()
+    yield
+    client.app._service.cache_clear()
+
+
+def ask(folder: Path, content: RecordDict, kind: str) -> Message:
+    """Send one message the way every engine does."""
+    grid = InProcessGrid([folder])
+    (reply,) = grid.send_and_receive([Message(content, 2, kind)])
+    return reply
+
+
+def hello(folder: Path) -> Message:
+    return ask(folder, to_record(HELLO), "query")
+
+
+def texts(message: Message) -> str:
+    """All that travels in a message, as one text."""
+    if message.has_error():
+        return f"{message.error.code} {message.error.reason}"
+    arrays = [
+        array.data
+        for record in message.content.array_records.values()
+        for array in record.values()
+    ]
+    return repr(message.content) + "".join(a.decode("latin-1") for a in arrays)
+
+
+def test_it_is_a_flower_app_that_answers_all_three_questions(make_site, tmp_path):
+    assert isinstance(app, ClientApp)
+    site = make_site(tmp_path / "north", PLAN)
+    roster = from_record(hello(site).content, Roster)
+    train = order(PLAN, 1, 0)
+    update = from_record(ask(site, to_record(train), "train").content, Update)
+    judge = JudgeOrder("run", PLAN.digest, 1, 1, "test", train.model)
+    judged = from_record(ask(site, to_record(judge), "evaluate").content, Judgement)
+    assert (update.site, update.cases) == (roster.site, roster.train)
+    assert judged.site == "north"
+    assert judged.sums
+
+
+def test_a_site_is_opened_once_for_all_messages(make_site, tmp_path, monkeypatch):
+    opened = []
+    real = client.app.open_site
+    monkeypatch.setattr(
+        client.app, "open_site", lambda folder: opened.append(folder) or real(folder)
+    )
+    site = make_site(tmp_path / "north", PLAN)
+    for _ in range(3):
+        assert not hello(site).has_error()
+    assert opened == [site]
+
+
+def test_an_unexpected_failure_stays_in_the_site_s_log(tmp_path, monkeypatch, caplog):
+    secret = "PHANTOM-NORTH-0001 in /data/PHANTOM-NORTH-0001/x.png"
+
+    def fail(folder):
+        raise ValueError(secret)
+
+    monkeypatch.setattr(client.app, "open_site", fail)
+    for _ in range(2):
+        reply = hello(tmp_path)
+        assert reply.error.code == ERROR_BASE + 1
+        assert (
+            reply.error.reason == "site failed with ValueError; its site.log says more"
+        )
+    log = tmp_path / "site.log"
+    assert log.read_text().count(secret) == 2
+    assert log.read_text().count("Traceback") == 2
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert secret not in caplog.text
+
+
+def test_a_log_that_can_t_be_written_does_not_stop_the_answer(tmp_path, monkeypatch):
+    def fail(folder):
+        raise OSError(28, "No space left on device", "/data/PHANTOM-NORTH-0001")
+
+    monkeypatch.setattr(client.app, "open_site", fail)
+    reply = hello(tmp_path / "no" / "such" / "folder")
+    assert reply.error.code == ERROR_BASE + 1
+    assert "PHANTOM" not in reply.error.reason
+
+
+def test_a_deliberate_failure_travels_as_number_and_sentence(tmp_path, monkeypatch):
+    def fail(folder):
+        raise PlanError("plan is wrong, expected a right one; mend it")
+
+    monkeypatch.setattr(client.app, "open_site", fail)
+    reply = hello(tmp_path)
+    assert reply.error.code == ERROR_BASE + PlanError.exit_code
+    assert reply.error.reason == "plan is wrong, expected a right one; mend it"
+    assert not (tmp_path / "site.log").exists()
+
+
+def test_a_site_that_could_not_be_opened_is_tried_again(make_site, tmp_path):
+    site = make_site(tmp_path / "north", PLAN)
+    (site / "site.json").rename(site / "aside")
+    assert hello(site).error.code == ERROR_BASE + StoreError.exit_code
+    (site / "aside").rename(site / "site.json")
+    assert not hello(site).has_error()
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_a_message_that_is_no_order_is_refused(make_site, tmp_path, kind):
+    site = make_site(tmp_path / "north", PLAN)
+    foreign = RecordDict({"config": ConfigRecord({"run": "x"})})
+    for content in (RecordDict(), foreign):
+        reply = ask(site, content, kind)
+        assert reply.error.code == ERROR_BASE + ContributionError.exit_code
+
+
+def test_nodes_that_only_know_a_number_find_their_site(
+    make_site, tmp_path, monkeypatch
+):
+    sites = [make_site(tmp_path / name, PLAN) for name in ("north", "south")]
+    listed = f'["{sites[0]}", "{sites[1]}"]'
+    monkeypatch.setenv(SITES_VARIABLE, listed)
+    monkeypatch.setattr(client.app, "SITE_FOLDER_KEY", "not given")
+    InProcessGrid([])  # Flower wants a task identity before it makes messages
+
+    def node(number: int) -> Message:
+        message = Message(to_record(HELLO), 2, "query")
+        message.metadata.__dict__["_message_id"] = "m"
+        config = {"partition-id": number}
+        return app(message, Context(1, 2, config, RecordDict(), {}))
+
+    assert from_record(node(1).content, Roster).site == "south"
+    reply = node(2)
+    assert reply.error.reason.startswith("node 2 found no site folder")
+    assert SITE_FOLDER_KEY == "site-folder"
+
+
+def test_no_patient_and_no_path_travels_whatever_goes_wrong(
+    make_site, hospital_pictures, tmp_path
+):
+    manifest = (hospital_pictures / "manifest.csv").read_text()
+    assert manifest.count("PHANTOM-") > 20
+    replies = []
+
+    site = make_site(tmp_path / "healthy", PLAN)
+    replies += [hello(site), ask(site, to_record(order(PLAN, 1, 0)), "train")]
+    replies.append(ask(site, to_record(order(PLAN, 3, 2)), "train"))
+    assert [reply.has_error() for reply in replies] == [False, False, True]
+    for path in (site / "state").rglob("*.*"):
+        path.write_bytes(b"junk")
+    client.app._service.cache_clear()
+    replies.append(ask(site, to_record(order(PLAN, 2, 1)), "train"))
+
+    for number, harm in enumerate(HARMS):
+        source = tmp_path / f"PHANTOM-SOURCE-{number}"
+        shutil.copytree(hospital_pictures, source)
+        harm(source)
+        replies.append(hello(make_site(tmp_path / f"s{number}", PLAN, source=source)))
+    large = slices(training__patch=[512, 512])
+    replies.append(hello(make_site(tmp_path / "large", large)))
+    nowhere = tmp_path / "PHANTOM-NOWHERE"
+    replies.append(hello(make_site(tmp_path / "nowhere", PLAN, source=nowhere)))
+
+    errors = [reply.error for reply in replies if reply.has_error()]
+    assert len(errors) >= 7
+    assert {e.code for e in errors} >= {
+        ERROR_BASE + kind.exit_code for kind in (PlanError, IntakeError, StoreError)
+    }
+    for reply in replies:
+        said = texts(reply)
+        assert "PHANTOM" not in said
+        assert str(tmp_path) not in said
+        assert str(hospital_pictures) not in said
+
+
+def _no_pictures(source: Path) -> None:
+    shutil.rmtree(source / "images")
+
+
+def _junk_pictures(source: Path) -> None:
+    for path in (source / "images").iterdir():
+        path.write_bytes(b"no picture")
+
+
+def _junk_manifest(source: Path) -> None:
+    (source / "manifest.csv").write_bytes(b"\xff\xfe\x00PHANTOM-1")
+
+
+def _no_column(source: Path) -> None:
+    (source / "manifest.csv").write_text("patient\nPHANTOM-1\n")
+
+
+def _a_file(source: Path) -> None:
+    shutil.rmtree(source)
+    source.write_text("PHANTOM-1")
+
+
+HARMS = (_no_pictures, _junk_pictures, _junk_manifest, _no_column, _a_file)

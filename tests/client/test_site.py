@@ -1,0 +1,46 @@
+import pytest
+
+from client.site import SiteConfig, read_site, write_site
+from common.errors import StoreError
+from common.sources import Source
+from tests.client.conftest import SLICES
+
+CONFIG = SiteConfig(
+    name="north",
+    source=Source(source="/data/north", format="nifti"),
+    members=("/a", "/b"),
+    device="cuda:1",
+)
+
+
+def test_a_config_comes_back_as_it_was(tmp_path):
+    write_site(tmp_path / "north", CONFIG, SLICES)
+    assert read_site(tmp_path / "north") == CONFIG
+    assert (tmp_path / "north" / "plan.toml").read_text() == SLICES
+
+
+def test_a_site_s_folder_is_private(tmp_path):
+    write_site(tmp_path / "north", CONFIG, SLICES)
+    assert (tmp_path / "north").stat().st_mode & 0o777 == 0o700
+    for path in (tmp_path / "north").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_others_may_enter_is_refused(tmp_path):
+    folder = tmp_path / "north"
+    folder.mkdir()
+    folder.chmod(0o755)
+    (folder / "theirs").write_text("x")
+    with pytest.raises(StoreError, match="mode 0755, expected 0700"):
+        write_site(folder, CONFIG, SLICES)
+    assert [path.name for path in folder.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"\xff", b'{"name": "north", "colour": "red"}']
+)
+def test_a_damaged_config_is_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "site.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"no readable site\.json"):
+        read_site(tmp_path)
