@@ -88,6 +88,8 @@ class SiteService:
         self._layout: Layout = layout_of(
             network, keep_norms_local=plan.federation.algorithm == "fedbn"
         )
+        # Norm layers too begin anew in each run, whatever was trained here before.
+        self._first = SiteState(local=_local_of(network, self._layout))
         self._memory: tuple[str, int, SiteState] | None = None
         self._opened: dict[Part, list[PreparedCase]] = {}
         self._train = [c.store.open(record) for c in cases for record in c.data.train]
@@ -150,10 +152,7 @@ class SiteService:
             optimizer=optimizer.state_dict()
             if plan.training.keep_optimizer_state
             else None,
-            local={
-                name: network.state_dict()[name].detach().cpu().clone()
-                for name in self._layout.local
-            },
+            local=_local_of(network, self._layout),
             control=control,
         )
         save_state(self._state_folder(order.run), order.round, after, order.state_round)
@@ -223,6 +222,8 @@ class SiteService:
         return self._folder / "state" / run
 
     def _recall(self, run: str, number: int) -> SiteState:
+        if number == 0:
+            return self._first
         if self._memory is not None and self._memory[:2] == (run, number):
             return self._memory[2]
         return load_state(self._state_folder(run), number)
@@ -255,6 +256,12 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+def _local_of(network: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
+    """FedBN: a copy of what stays at the site."""
+    state = network.state_dict()
+    return {name: state[name].detach().cpu().clone() for name in layout.local}
 
 
 def _load_local(network: nn.Module, state: SiteState) -> None:
