@@ -1,8 +1,10 @@
 """Training patches out of prepared cases.
 
 Each case is equally likely, whatever its size: a hospital's thousand-slice scan shall
-not outweigh its short ones. A share of the patches (`training.foreground`) is centred
-on a foreground voxel, as near to it as the volume's edge allows; the rest lie anywhere.
+not outweigh its short ones. A share of the patches (`training.foreground`) holds a
+foreground voxel, at any place of the patch alike: were it always in the middle, the
+network would learn that findings sit there, which is not so when it is slid over a
+volume. The rest lie anywhere.
 Patches are cut straight from the store's memory maps, so only their pages are read.
 """
 
@@ -98,12 +100,6 @@ class PatchSampler:
             found = self._cases[picked[i]].foreground
             if found is not None and len(found):
                 voxel = found[int(chances[i, 2] * len(found))]
-                starts[i] = self._around(voxel, room[i])
+                before = (chances[i, 3:] * self._plan.patch).astype(np.int64)
+                starts[i] = np.minimum(np.maximum(voxel - before, 0), room[i])
         return picked.tolist(), starts.tolist()
-
-    def _around(
-        self, voxel: Int64[np.ndarray, " 3"], room: Int64[np.ndarray, " 3"]
-    ) -> Int64[np.ndarray, " 3"]:
-        """Start of the patch whose middle is the voxel, moved in from the edges."""
-        half = np.array(self._plan.patch) // 2
-        return np.minimum(np.maximum(voxel - half, 0), room)

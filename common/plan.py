@@ -170,7 +170,7 @@ class Training(Section):
     keep_optimizer_state: bool = True
     """Whether moments survive at the site from one round to the next."""
     foreground: Fraction = 0.5
-    """Share of patches that are centred on a foreground voxel, where there is one."""
+    """Share of patches that hold a foreground voxel, anywhere in them."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Mixed precision of the forward pass; fp16 needs a GPU."""
     max_grad_norm: Positive | None = None

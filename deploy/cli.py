@@ -80,6 +80,9 @@ def simulate(
     baselines: Annotated[
         str, typer.Option(help="Comma-separated: pooled, local.")
     ] = "",
+    seed: Annotated[
+        int | None, typer.Option(help="Replaces the plan's seed (and so its hash).")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")
     ] = False,
@@ -108,6 +111,7 @@ def simulate(
             folder,
             engine=engine.value,
             baselines=chosen,
+            seed=seed,
             resume=resume,
             data_root=data_root,
             device=device,

@@ -68,7 +68,7 @@ batch_size = 16
 patch = [64, 64]              # H, W
 loss = "dice_ce"
 learning_rate = 1e-3
-foreground = 0.5              # share of patches centred on a labelled pixel
+foreground = 0.5              # share of patches that hold a labelled pixel
 augmentation = { flip = ["H", "W"], scale = 0.1, shift = 0.05 }
 
 [evaluation]

@@ -96,6 +96,7 @@ def simulate(
     *,
     engine: Engine = "in-process",
     baselines: Sequence[Baseline] = (),
+    seed: int | None = None,
     resume: bool = False,
     data_root: Path | None = None,
     device: str = "auto",
@@ -109,6 +110,7 @@ def simulate(
         engine: What carries the federated arm's messages; baselines always run in
             this process.
         baselines: "pooled" trains one model on all sites' cases, "local" one per site.
+        seed: Replaces the plan's seed.
         resume: Go on with the run in `out`.
         data_root: Replaces the plan's `data_root`.
         device: Where sites compute.
@@ -121,6 +123,10 @@ def simulate(
     if threads is not None:
         torch.set_num_threads(threads)
     plan = load_plan(plan_path)
+    if seed is not None:
+        plan = plan.model_copy(
+            update={"plan": plan.plan.model_copy(update={"seed": seed})}
+        )
     check_fits(plan)
     simulation = _simulation_of(plan, plan_path.name)
     choose_device(device)
