@@ -200,7 +200,11 @@ def _predict(
             "weights_sha256": package.weights_sha256,
             "series": job.case.series,
             "source": job.verdict.source,
-            "notes": [f"{f.code}: {f.sentence}" for f in job.verdict.findings],
+            "notes": [
+                f"{finding.code}: {finding.sentence}"
+                for finding in job.verdict.findings
+                if not finding.code.startswith("LABEL_")  # no label is needed here
+            ],
             "seconds": round(time.monotonic() - started, 3),
             **content,
         }

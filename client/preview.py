@@ -87,7 +87,16 @@ def segmentation_preview(
     if has_spacing:
         middle = _middle_of_largest(classes.array)
         rows.insert(0, [Cut(axis, middle[axis]) for axis in range(3)])
-    tiles = [[_tile(image, classes, cut, window_hu) for cut in row] for row in rows]
+    depth = len(image.array)
+    tiles = [
+        [
+            _lettered(
+                _tile(image, classes, cut, window_hu), *_texts(cut, depth, has_spacing)
+            )
+            for cut in row
+        ]
+        for row in rows
+    ]
     voxel_ml = mask.grid.voxel_mm3 / 1000.0 if has_spacing else None
     return _page(tiles, _legend(classes.array, class_names, voxel_ml))
 
@@ -169,7 +178,7 @@ def _tile(
         own = labels == number
         picture[own] = (1 - _FILL) * picture[own] + _FILL * colour
         picture[own & edge] = colour
-    return _lettered(_framed(picture.astype(np.uint8)), cut, len(image.array))
+    return _framed(picture.astype(np.uint8))
 
 
 def _levels(grey: Num[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
@@ -198,18 +207,25 @@ def _framed(picture: Picture) -> Picture:
     return tile
 
 
-def _lettered(tile: Picture, cut: Cut, depth: int) -> Picture:
-    """Ends of the sides (R L A P H F) and which plane it is."""
+def _texts(cut: Cut, depth: int, has_place: bool) -> tuple[tuple[str, ...], str]:
+    """Ends of the sides (R L A P H F), and which plane it is.
+
+    Pictures have no place in a patient: nobody knows which way they run.
+    """
+    number = f" {cut.index + 1}/{depth}" if cut.axis == 0 else ""
+    if not has_place:
+        return ("", "", "", ""), f"slice{number}"
+    return _LETTERS[cut.axis], f"{_PLANES[cut.axis]}{number}"
+
+
+def _lettered(tile: Picture, ends: tuple[str, ...], where: str) -> Picture:
+    """The tile with letters at its left, right, top and bottom, and a name."""
     canvas = Image.fromarray(tile)
     draw, font = ImageDraw.Draw(canvas), _font(13)
     half, edge = TILE // 2, TILE - 4
-    where = _PLANES[cut.axis]
-    if cut.axis == 0:
-        where += f" {cut.index + 1}/{depth}"
     places = [(4, half), (edge, half), (half, 4), (half, edge), (6, edge)]
     anchors = ("lm", "rm", "mt", "mb", "lb")
-    texts = (*_LETTERS[cut.axis], where)
-    for place, anchor, text in zip(places, anchors, texts, strict=True):
+    for place, anchor, text in zip(places, anchors, (*ends, where), strict=True):
         draw.text(
             place, text, _INK, font, anchor, stroke_width=2, stroke_fill=(0, 0, 0)
         )

@@ -43,7 +43,7 @@ def predict(
         Path, typer.Argument(help="Folder with CT series, or one NIfTI or MetaImage.")
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for results; patient data, mode 0700.")
+        Path, typer.Option(help="Folder for results, which are patient data.")
     ] = Path("prediction"),
     source_format: SourceFormatOption = None,
     where: WhereOption = None,

@@ -103,6 +103,8 @@ def test_pictures_without_millimetres_show_slices_alone():
     with_planes = segmentation_preview(*chest(), ["nodule"], WINDOW)
     without = segmentation_preview(*chest(), ["nodule"], WINDOW, has_spacing=False)
     assert with_planes.shape[0] - without.shape[0] == TILE + 4
+    side = without[TILE // 2 - 8 : TILE // 2 + 8, 8:20]  # where R would stand
+    assert side.max() == 0
 
 
 def test_a_single_slice_can_be_drawn():
