@@ -3,6 +3,10 @@
 A vector travels as one array of little-endian bytes without a header, so that the
 receiver reads it in place. Everything else is a flat record of numbers and short
 strings. What does not parse is a `ContributionError` that names the field.
+
+Flower's `RecordDict.array_records` ties a record into a reference cycle when it is
+read, so that its vectors would stay in memory until the garbage collector happens to
+pass. Records are therefore taken out by key, and freed with their last reference.
 """
 
 from collections.abc import Mapping
@@ -74,15 +78,14 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
     Raises:
         ContributionError: Another kind, a missing or extra field, a wrong type.
     """
-    try:
-        facts = dict(record.config_records[_FACTS])
-        arrays = {**record.array_records.get(_VECTORS, {})}
-        sums = {**record.array_records.get(_SUMS, {})}
-    except (KeyError, AttributeError) as error:
+    found = record.get(_FACTS)
+    if not isinstance(found, ConfigRecord):
         raise ContributionError(
             f"a message came without its record of facts, expected {kind.__name__}; "
             "are both sides of one FedCT version?"
-        ) from error
+        )
+    facts = dict(found)
+    arrays, sums = _arrays(record, _VECTORS), _arrays(record, _SUMS)
     if facts.pop("kind", None) != kind.__name__:
         raise ContributionError(
             f"a message of another kind came, expected {kind.__name__}"
@@ -111,9 +114,15 @@ def payload_bytes(record: RecordDict) -> int:
     """Bytes of all arrays of a record; headers of the transport are not counted."""
     return sum(
         len(array.data)
-        for arrays in record.array_records.values()
+        for arrays in record.values()
+        if isinstance(arrays, ArrayRecord)
         for array in arrays.values()
     )
+
+
+def _arrays(record: RecordDict, key: str) -> dict[str, Array]:
+    found = record.get(key)
+    return dict(found) if isinstance(found, ArrayRecord) else {}
 
 
 def _fact(

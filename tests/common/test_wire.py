@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord
@@ -49,6 +52,21 @@ def test_a_vector_is_read_in_place_and_counted():
     delta = from_record(record, Update).delta
     assert delta.base is not None
     assert not delta.flags.writeable
+
+
+def test_a_record_is_freed_with_its_last_reference():
+    gc.collect()
+    gc.disable()  # what only the collector can free would pile up, a model a site
+    try:
+        record = to_record(update(np.ones(4, np.float32)))
+        assert payload_bytes(record) == 16
+        gone = weakref.ref(record)
+        got = from_record(record, Update)
+        del record
+        assert gone() is None
+        assert got.delta.sum() == 4  # its bytes live on in the answer
+    finally:
+        gc.enable()
 
 
 def test_orders_to_many_sites_hold_the_model_once():
