@@ -21,9 +21,9 @@ from client.bootstrap import CONFIDENCE, FEW_PATIENTS, RESAMPLES, estimate
 from client.intake.fitness import fitness
 from client.intake.group import counts_as_series
 from client.intake.run import Settled, count_of, read_source
-from client.intake.verdict import Code, Finding, IntakeCase, SeriesVerdict
+from client.intake.verdict import Code, Finding, SeriesVerdict
 from client.predictor import network_of
-from common.case import PreparedCase, Target
+from common.case import IntakeCase, PreparedCase, Target
 from common.errors import IntakeError
 from common.package import RESEARCH_ONLY, ModelPackage
 from common.plan import Plan

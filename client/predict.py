@@ -34,13 +34,14 @@ from client.intake.nifti_file import load_nifti, ras_affine
 from client.intake.pairs import find_cases
 from client.intake.run import Settled, read_source
 from client.intake.series import DicomSeries
-from client.intake.verdict import Code, Finding, IntakeCase, SeriesVerdict
+from client.intake.verdict import Code, Finding, SeriesVerdict
 from client.intake.volume_case import settle
 from client.prediction import ClassFinding, Prediction
 from client.predictor import classify, network_of, segment
 from client.preview import classification_preview, segmentation_preview, write_png
 from client.private_files import write_private
 from client.seg_export import Algorithm, missing_identity, write_seg
+from common.case import IntakeCase
 from common.errors import IntakeError, UsageError
 from common.package import ModelPackage
 from common.sources import Source

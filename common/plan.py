@@ -275,6 +275,11 @@ class Plan(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def has_global_model(self) -> bool:
+        """FedBN has none: each site completes the shared part with its own norms."""
+        return self.federation.algorithm != "fedbn"
+
+    @property
     def patch(self) -> tuple[int, int, int]:
         """Patch size D, H, W; a slice has D = 1."""
         d, h, w = ([1, *self.training.patch])[-3:]

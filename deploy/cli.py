@@ -19,7 +19,7 @@ import click
 import typer
 
 from common.errors import FedctError, StoppedError
-from deploy import cli_data
+from deploy import cli_data, cli_predict
 from deploy.cli_options import Format, FormatOption
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -129,6 +129,8 @@ app.command()(cli_data.intake)
 app.command()(cli_data.phantom)
 app.command()(cli_data.purge)
 app.command()(cli_data.report)
+app.command()(cli_predict.predict)
+app.command()(cli_predict.evaluate)
 
 
 @plan_app.command("check")

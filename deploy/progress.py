@@ -134,7 +134,7 @@ class ProgressHandler(logging.Handler):
             )
 
     def _now(self, words: str) -> None:
-        self._bar.update(self._task, now=words)
+        self._bar.update(self._task, now=words, visible=True)
 
     def _warn(self, what: str, why: str) -> None:
         self._say(Text.assemble((what, "yellow"), " ", why))

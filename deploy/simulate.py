@@ -124,9 +124,8 @@ def simulate(
         torch.set_num_threads(threads)
     plan = load_plan(plan_path)
     if seed is not None:
-        plan = plan.model_copy(
-            update={"plan": plan.plan.model_copy(update={"seed": seed})}
-        )
+        about = plan.plan.model_dump() | {"seed": seed}
+        plan = Plan.model_validate(plan.model_dump() | {"plan": about})
     check_fits(plan)
     simulation = _simulation_of(plan, plan_path.name)
     choose_device(device)
@@ -258,7 +257,11 @@ def _run_arms(run: Run, engine: Engine) -> list[ArmRecord]:
 
 
 def _hand_out(run: Run, record: ArmRecord) -> None:
-    """The best federated model as a package."""
+    """The best federated model as a package, where there is a global model."""
+    if not run.plan.has_global_model:
+        why = "with fedbn each site keeps norm layers of its own; no model/ is written"
+        log.warning("no global model", extra={"why": why})
+        return
     network, layout = first_model(run.plan)
     vector = best_model(run.folder)
     monitor = task_of(run.plan).monitor
@@ -284,7 +287,8 @@ def _record(
 ) -> RunRecord:
     task = task_of(run.plan)
     _, layout = first_model(run.plan)
-    public = run.site_folder(PUBLIC) if run.has_public else None
+    shown = run.has_public and run.plan.has_global_model
+    public = run.site_folder(PUBLIC) if shown else None
     return RunRecord(
         name=run.plan.plan.name,
         description=run.plan.plan.description,

@@ -29,7 +29,8 @@ def print_summary(record: RunRecord, folder: Path) -> None:
         )
     console.print(f"{record.seconds:.0f} s, plan hash {record.plan_digest[:12]}")
     console.print(f"report  {folder / 'report.html'}")
-    console.print(f"model   {folder / 'model'}")
+    if (folder / "model").is_dir():
+        console.print(f"model   {folder / 'model'}")
 
 
 def _number(value: float | None) -> str:

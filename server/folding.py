@@ -127,8 +127,8 @@ def _check(update: Update, arm: Arm, number: int, roster: Roster) -> None:
     if said != (number, arm.plan.digest, roster.train):
         raise ContributionError(
             f"site {update.site!r} answered for round {update.round}, plan "
-            f"{update.plan_digest[:12]}, {update.cases} cases; expected round {number}, "
-            f"plan {arm.plan.digest[:12]}, {roster.train} cases"
+            f"{update.plan_digest[:12]}, {update.cases} cases; expected "
+            f"round {number}, plan {arm.plan.digest[:12]}, {roster.train} cases"
         )
 
 

@@ -131,7 +131,7 @@ def _finish(
     # Sites keep only their latest memory (FedBN's norm layers), so test with that.
     since = _last_counted(done, arm)
     sums = judge(federation, arm, arm.test, state.model, best, since, "test")
-    public = (PUBLIC,) if PUBLIC in federation.rosters else ()
+    public = (PUBLIC,) if _has_public(federation, arm.plan) else ()
     shown = judge(federation, arm, public, state.model, best, since, "test")
     test = {site: arm.task.summarise(s) for site, s in sums.items()}
     everything: Sums = {}
@@ -168,6 +168,10 @@ def _last_counted(done: Sequence[Entry], arm: Arm) -> Mapping[str, int]:
                 if row.outcome == "accepted":
                     last[row.site] = entry.record.number
     return last
+
+
+def _has_public(federation: Federation, plan: Plan) -> bool:
+    return PUBLIC in federation.rosters and plan.has_global_model
 
 
 def _judges_now(number: int, plan: Plan) -> bool:

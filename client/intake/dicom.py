@@ -26,14 +26,9 @@ from client.intake.pool import DecodeLimits, DecoderPool, Lost
 from client.intake.scan import scan_folder
 from client.intake.series import DicomIndex, LabelReader
 from client.intake.values import check_pixels
-from client.intake.verdict import (
-    Code,
-    Finding,
-    IntakeCase,
-    Segment,
-    SeriesVerdict,
-)
+from client.intake.verdict import Code, Finding, SeriesVerdict
 from client.intake.voxels import decode_series, judge_voxels
+from common.case import IntakeCase, Segment
 from common.errors import GeometryError
 from common.volume import Grid, Volume
 

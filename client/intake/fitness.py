@@ -4,8 +4,8 @@ A reader judges the series; this judges the pair of series and plan. The same se
 be fit for one plan and not for another, so nothing of it is written into the case.
 """
 
-from client.intake.verdict import Code, Finding, IntakeCase
-from common.case import Target
+from client.intake.verdict import Code, Finding
+from common.case import IntakeCase, Target
 from common.plan import Plan
 from common.preprocess import model_grid
 

@@ -19,17 +19,12 @@ from client.intake.fitness import fitness
 from client.intake.group import counts_as_series
 from client.intake.seen import fingerprint, recall, remember
 from client.intake.table import CSV_FILE, write_tables
-from client.intake.verdict import (
-    Code,
-    Finding,
-    IntakeCase,
-    IntakeCount,
-    SeriesVerdict,
-)
+from client.intake.verdict import Code, Finding, IntakeCount, SeriesVerdict
 from client.private_files import make_private_folder
 from client.secret import load_secret
 from client.split import Part, freeze_split
 from client.store import CaseRecord, CaseStore
+from common.case import IntakeCase
 from common.errors import PlanError, StoreError
 from common.plan import Plan
 from common.sources import Source

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.intake.header import SliceHeader
-from client.intake.verdict import Finding, Segment, SeriesVerdict
+from client.intake.verdict import Finding, SeriesVerdict
+from common.case import Segment
 from common.volume import Grid
 
 

@@ -11,8 +11,6 @@ hospital. What may leave is `IntakeCount`: N of M.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from common.case import IntakeCase as IntakeCase
-from common.case import Segment as Segment
 from common.volume import Grid
 
 

@@ -158,6 +158,8 @@ def test_every_algorithm_runs_and_moves_the_model(plan_file, tmp_path, change):
     digests = [r.model_digest for r in record.arms[0].rounds]
     assert len(set(digests)) == 3
     assert all(r.outcome == "closed" for r in record.arms[0].rounds)
+    has_model = (tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert has_model == ("fedbn" not in change[0])
 
 
 def test_ray_runs_the_same_apps_to_the_same_model(plan_file, tmp_path):

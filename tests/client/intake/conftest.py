@@ -12,7 +12,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from client.intake.dicom import read_dicom
 from client.intake.pool import DecodeLimits, DecoderPool
-from client.intake.verdict import Code, IntakeCase, SeriesVerdict, Verdict
+from client.intake.verdict import Code, SeriesVerdict, Verdict
+from common.case import IntakeCase
 
 DATA = Path(
     os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")

@@ -17,7 +17,8 @@ from pydicom.uid import (
 from client.intake.dicom import read_dicom
 from client.intake.group import counts_as_series
 from client.intake.pool import DecodeLimits, DecoderPool
-from client.intake.verdict import Code, Finding, Segment, Verdict
+from client.intake.verdict import Code, Finding, Verdict
+from common.case import Segment
 from common.errors import IntakeError
 
 
