@@ -54,11 +54,14 @@ def write_private(path: Path, content: bytes) -> None:
     """Replace a small file by new content, durably and as a whole."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     temporary.unlink(missing_ok=True)
-    with os.fdopen(create_private(temporary), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(create_private(temporary), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:  # a full disk or Ctrl-C; there is nothing to remove after the rename
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

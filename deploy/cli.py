@@ -223,7 +223,7 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except OSError as error:
-        got = f"{error.filename or 'a file'} ({error.strerror})"
+        got = f"{error.filename or 'a file'} ({error.strerror or error})"
         return _fail(f"can't use {got}, expected a place with room and rights", 1)
     except KeyboardInterrupt:
         code = StoppedError.exit_code
