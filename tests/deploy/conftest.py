@@ -192,6 +192,7 @@ class Running:
     pid: int
     folder: Path
     ask: Callable[[object], int]
+    ended: list[int]
 
     @property
     def err(self) -> str:
@@ -209,6 +210,7 @@ class Running:
 
     def end(self) -> Said:
         code = self.ask({"wait": self.pid})
+        self.ended.append(self.pid)
         return Said(code, (self.folder / "out").read_text(), self.err)
 
 
@@ -236,8 +238,10 @@ def zygote() -> Iterator[Callable[[object], int]]:
 
 
 @pytest.fixture
-def start(zygote, tmp_path_factory) -> Callable[..., Running]:
-    """Starts the command in a process of its own."""
+def start(zygote, tmp_path_factory) -> Iterator[Callable[..., Running]]:
+    """Starts the command in a process of its own, which ends with the test."""
+    started: list[int] = []
+    ended: list[int] = []
 
     def run(*argv: object) -> Running:
         folder = tmp_path_factory.mktemp("said")
@@ -245,9 +249,13 @@ def start(zygote, tmp_path_factory) -> Callable[..., Running]:
         for path in paths.values():
             Path(path).touch()
         pid = zygote({"argv": [str(word) for word in argv], **paths})
-        return Running(pid, folder, zygote)
+        started.append(pid)
+        return Running(pid, folder, zygote, ended)
 
-    return run
+    yield run
+    for pid in set(started) - set(ended):
+        os.kill(pid, signal.SIGKILL)
+        zygote({"wait": pid})
 
 
 def environment(**changes: str) -> dict[str, str]:
