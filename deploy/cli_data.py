@@ -50,7 +50,7 @@ def intake(
 ) -> None:
     """Judge every image series of a source and prepare the accepted ones.
 
-    The verdict table is printed, and kept as `verdicts.json` and `verdicts.csv` in
+    The verdict table is printed, and kept as `verdicts.json` and `verdicts.csv` in the
     store. It holds UIDs: it is for this hospital alone.
 
     Example: `fedct intake /data/ct --store /srv/fedct/store --plan plan.toml`
