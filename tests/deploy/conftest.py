@@ -151,7 +151,7 @@ def fedct(monkeypatch, capsys) -> Iterator[Callable[..., Said]]:
 
 ZYGOTE = """
 import json, os, sys, traceback
-import torch
+import torch, torch._dynamo, torch._decomp  # what a check of a network imports
 import deploy.demo, deploy.cli
 torch.set_num_threads(1)
 
