@@ -157,6 +157,8 @@ def _autocast(plan: Plan, device: torch.device) -> AbstractContextManager[object
 
 
 def _correct(network: nn.Module, correction: Correction) -> None:
+    if not (correction.shift or correction.anchor):
+        return
     parameters = list(network.parameters())
     used = [i for i, p in enumerate(parameters) if p.grad is not None]
     gradients = [grad for p in parameters if (grad := p.grad) is not None]

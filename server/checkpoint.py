@@ -7,6 +7,7 @@ checked on reading. Only the last and the best are kept.
 
 import hashlib
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ def write_checkpoint(folder: Path, number: int, state: ServerState) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t for name, t in vars(state).items() if t is not None}
     content = save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
-    write_durable(_path(folder, number), content)
-    return hashlib.sha256(content).hexdigest()
+    with ThreadPoolExecutor(1) as beside:  # hash while the disk is busy
+        digest = beside.submit(lambda: hashlib.sha256(content).hexdigest())
+        write_durable(_path(folder, number), content)
+    return digest.result()
 
 
 def read_checkpoint(folder: Path, number: int, sha256: str) -> ServerState:

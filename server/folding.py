@@ -9,7 +9,6 @@ from jaxtyping import Float32
 
 from common.errors import ContributionError
 from common.exchange import Roster, TrainOrder, Update
-from common.parameters import digest_of
 from server.aggregate import WeightedMean
 from server.asking import Reply, ask
 from server.federation import Arm, Federation
@@ -35,6 +34,7 @@ def fold_round(
     federation: Federation,
     arm: Arm,
     state: ServerState,
+    digest: str,
     number: int,
     since: Mapping[str, int],
 ) -> Folded:
@@ -44,10 +44,10 @@ def fold_round(
         federation: The sites.
         arm: Says which sites train.
         state: The server's state before the round.
+        digest: `digest_of` its model, which the last round's record holds.
         number: The round.
         since: Site to its last round that counted, where its memory goes on from.
     """
-    digest = digest_of(state.model)
     orders = {
         site: TrainOrder(
             arm.run,

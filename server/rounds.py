@@ -76,7 +76,8 @@ def _one_round(
     started = time.perf_counter()
     number = len(done) + 1
     since = _last_counted(done, arm)
-    folded = fold_round(federation, arm, state, number, since)
+    digest = done[-1].record.model_digest if done else digest_of(state.model)
+    folded = fold_round(federation, arm, state, digest, number, since)
     validation: dict[str, Metrics] = {}
     checkpoints = arm.folder / "checkpoints"
     outcome: Literal["closed", "void"] = "closed"
@@ -106,7 +107,7 @@ def _one_round(
         sites=list(folded.rows),
         validation=validation,
         validation_mean=mean_metrics(validation),
-        model_digest=digest_of(after.model),
+        model_digest=digest if after is state else digest_of(after.model),
         seconds=time.perf_counter() - started,
     )
     return Entry(checkpoint, sha256, record), after
