@@ -45,7 +45,7 @@ debian:
 	@sh tests/debian.sh
 
 bench: install-dev
-	$(BIN)/python -m tests.bench
+	$(BIN)/python tests/bench/run.py
 
 clean:
 	rm -rf $(VENV) demo runs

@@ -21,6 +21,7 @@ window_hu = [0.0, 255.0]
 {training}
 [federation]
 rounds = {rounds}
+min_sites = {sites}
 [evaluation]
 every = {every}
 region = "window"
@@ -55,7 +56,7 @@ def write_plan(root: Path, sites: int, **settings: Mapping[str, object] | int) -
     }
     rows = [SITE.format(name=h.name, vendor=h.scanner.vendor) for h in hospitals]
     path = root / "plan.toml"
-    path.write_text(PLAN.format(**filled) + "".join(rows))
+    path.write_text(PLAN.format(sites=sites, **filled) + "".join(rows))
     return path
 
 

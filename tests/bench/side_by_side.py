@@ -3,7 +3,7 @@
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -11,18 +11,28 @@ from dataclasses import dataclass
 class Pairs:
     """Seconds of wall time, one of each side per repeat."""
 
-    ours: Sequence[float]
-    theirs: Sequence[float]
+    ours: list[float]
+    theirs: list[float]
 
     @property
     def medians(self) -> tuple[float, float]:
         return statistics.median(self.ours), statistics.median(self.theirs)
 
     @property
-    def ratio(self) -> float:
-        """Median over the repeats of ours / theirs, each taken within its pair."""
+    def ratios(self) -> list[float]:
+        """Ours / theirs, each taken within its pair."""
         both = zip(self.ours, self.theirs, strict=True)
-        return statistics.median(mine / other for mine, other in both)
+        return [mine / other for mine, other in both]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def middle_half(self) -> tuple[float, float]:
+        """Quartiles of the ratios: how far the median can be trusted."""
+        low, _, high = statistics.quantiles(self.ratios, n=4)
+        return low, high
 
 
 def seconds(action: Callable[[], object]) -> float:
