@@ -17,7 +17,15 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.plan_section import Count, Fraction, Name, NotNegative, Positive, Section
+from common.plan_section import (
+    Count,
+    Finite,
+    Fraction,
+    Name,
+    NotNegative,
+    Positive,
+    Section,
+)
 from common.sources import Simulation
 
 PLAN_VERSION: Final = 1
@@ -117,7 +125,7 @@ class Preprocessing(Section):
 
     spacing_mm: tuple[Positive, Positive, Positive] | None = None
     """Spacing D, H, W after resampling; unset: the series' own."""
-    window_hu: tuple[float, float] = (-1000.0, 400.0)
+    window_hu: tuple[Finite, Finite] = (-1000.0, 400.0)
     """Values at or below the first become -1, at or above the second +1."""
 
     @model_validator(mode="after")

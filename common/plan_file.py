@@ -48,9 +48,16 @@ def parse_plan(text: str, name: str = "plan") -> Plan:
         ) from error
 
 
-def plan_toml(plan: Plan) -> str:
-    """The effective plan as TOML: every key with its value, the hash on top."""
-    content = plan.model_dump(mode="json", exclude_none=True)
+def plan_toml(plan: Plan, *, with_simulation: bool = True) -> str:
+    """The effective plan as TOML: every key with its value, the hash on top.
+
+    Args:
+        plan: Any plan.
+        with_simulation: Whether `[simulation]` is written. It holds paths of this
+            machine, so what may be shown to others goes without it.
+    """
+    leave_out = None if with_simulation else {"simulation"}
+    content = plan.model_dump(mode="json", exclude_none=True, exclude=leave_out)
     return f"# plan hash {plan.digest}\n\n{tomli_w.dumps(content)}"
 
 

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -133,13 +134,20 @@ def run_on_ray(sites: Sequence[Path], folder: Path, arm: str) -> None:
             client_app=client_app,
             server_app=server_app,
             backend_name="ray",
-            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            backend_config={
+                "client_resources": {"num_cpus": 1, "num_gpus": _gpu_share(len(sites))}
+            },
             server_app_context=_server_context(folder, arm),
         )
     except RuntimeError as error:
         raise EngineError(
             f"ray engine failed ({error}); try --engine in-process, which needs no Ray"
         ) from error
+
+
+def _gpu_share(sites: int) -> float:
+    """GPUs per site: Ray hides all GPUs from a worker that asks for none."""
+    return min(1.0, torch.cuda.device_count() / sites)
 
 
 def _server_context(folder: Path, arm: str) -> Context:

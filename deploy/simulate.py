@@ -296,7 +296,7 @@ def _record(
         monitor=task.monitor,
         class_names=list(task.class_names),
         plan_digest=run.plan.digest,
-        plan_toml=(run.folder / PLAN_FILE).read_text(),
+        plan_toml=plan_toml(run.plan, with_simulation=False),
         engine=engine,
         started=started(run.folder),
         finished=_now(),

@@ -140,7 +140,7 @@ class RunRecord(Record):
     plan_digest: str
     """Canonical hash of the plan."""
     plan_toml: str
-    """The effective plan."""
+    """The effective plan, without `[simulation]` and its paths."""
     engine: str
     """"in-process", "ray" or "deployment"."""
     started: str
