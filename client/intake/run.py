@@ -232,9 +232,8 @@ def _check_floor(
     codes = Counter(f.code.value for row in verdicts for f in row.findings if f.refuses)
     why = ", ".join(f"{code} {times}x" for code, times in codes.most_common())
     raise PlanError(
-        f"intake accepted {count.accepted} of {count.found} series"
-        f"{f' (refused: {why})' if why else ''}, {wanted}; {CSV_FILE} in the store "
-        "says why series were refused"
+        f"intake accepted {count.accepted} of {count.found} series, {wanted}; refused "
+        f"for {why or 'nothing'}; {CSV_FILE} in the store says why series were refused"
     )
 
 

@@ -70,7 +70,7 @@ def test_what_is_wrong_with_a_site_is_a_typed_error(make_site, tmp_path):
 
 def test_a_refused_source_names_the_codes(make_site, tmp_path):
     plan = slices(task__classes={"vessel": ["vessel"]})
-    with pytest.raises(PlanError, match=r"0 of 8 series \(refused: LABEL_MISSING 8x\)"):
+    with pytest.raises(PlanError, match=r"0 of 8 .* for LABEL_MISSING 8x;"):
         open_site(make_site(tmp_path / "north", plan))
 
 
