@@ -5,14 +5,17 @@ held by a lock for as long as a process works in it. The kernel lets go of the l
 the process ends, however it ends: there is nothing to clear up after a crash.
 """
 
+import datetime
 import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float32
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -24,6 +27,7 @@ from common.parameters import digest_of
 from common.plan import Plan
 from common.plan_file import load_plan
 from server.app import ARM_RECORD_FILE, BEST_FILE
+from server.durable import write_durable
 from server.record import ArmRecord
 
 PLAN_FILE = "plan.toml"
@@ -64,30 +68,62 @@ def held(out: Path, plan: Plan, *, resume: bool) -> Iterator[None]:
         ) from error
 
 
-def started(out: Path) -> str:
-    """When the run began, ISO 8601.
+@dataclass(frozen=True)
+class Start:
+    """How a run began; a resumed one goes on in the same way."""
+
+    at: str
+    """When, ISO 8601, UTC."""
+    threads: int
+    """CPU threads. Sums over threads round differently for another number of them, so
+    a run keeps its own to end bit-equal."""
+
+
+def begin(out: Path, threads: int) -> Start:
+    """Note the start of a new run, or recall that of the run in the folder.
 
     Raises:
         RunError: The file that says so is damaged.
     """
+    path = out / STARTED_FILE
+    if not path.exists():
+        write_durable(path, json.dumps({"at": now(), "threads": threads}).encode())
     try:
-        return str(json.loads((out / STARTED_FILE).read_text()))
-    except ValueError as error:
+        return Start(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
         raise RunError(
-            f"run folder {out.name!r} has a damaged {STARTED_FILE}, expected the time "
-            "at which the run began; delete that file and add --resume"
+            f"run folder {out.name!r} has a damaged {STARTED_FILE}, expected time and "
+            "threads with which the run began; delete that file and add --resume"
         ) from error
+
+
+def now() -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Compute on so many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def finished_record(folder: Path) -> ArmRecord | None:
     """An arm's record, if it and the best model are there and belong together.
 
-    Both follow from the journal, so what is missing or damaged can be made again.
+    Both follow from the journal, so what is missing or damaged can be made again. An
+    arm that void rounds stopped is not finished: a resumed run tries on.
     """
     try:
         record = read_arm_record(folder)
         digest = record.rounds[record.best_round - 1].model_digest
-        return record if digest_of(best_model(folder)) == digest else None
+        whole = digest_of(best_model(folder)) == digest
+        return record if whole and record.stopped != "void rounds" else None
     except (OSError, ValidationError, SafetensorError, LookupError):
         return None
 

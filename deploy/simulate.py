@@ -8,8 +8,6 @@ again on the same folder after any interruption and goes on where it stopped.
                  report.json  report.html  sites/<name>/  baselines/<arm>/  lock
 """
 
-import datetime
-import json
 import logging
 import resource
 import time
@@ -36,12 +34,14 @@ from deploy.engine import InProcessGrid, run_in_process, run_on_ray
 from deploy.pictures import draw_pictures
 from deploy.run_folder import (
     PLAN_FILE,
-    STARTED_FILE,
+    Start,
+    begin,
     best_model,
     finished_record,
     held,
+    now,
     read_arm_record,
-    started,
+    torch_threads,
 )
 from deploy.versions import device_name, versions
 from server.app import write_arms
@@ -114,29 +114,35 @@ def simulate(
         resume: Go on with the run in `out`.
         data_root: Replaces the plan's `data_root`.
         device: Where sites compute.
-        threads: CPU threads of torch; unset: one per core.
+        threads: CPU threads of torch; unset: one per core. A resumed run keeps those it
+            began with, because other ones would round differently.
 
     Raises:
         FedctError: The plan can't work, or the run can't start; nothing is half done.
     """
     began = time.perf_counter()
-    if threads is not None:
-        torch.set_num_threads(threads)
     plan = load_plan(plan_path)
     if seed is not None:
         about = plan.plan.model_dump() | {"seed": seed}
         plan = Plan.model_validate(plan.model_dump() | {"plan": about})
+    if baselines and not plan.has_global_model:
+        raise UsageError(
+            "option --baselines got a plan with fedbn, whose models are whole only at "
+            "their own sites; expected another algorithm, or no baselines"
+        )
     check_fits(plan)
     simulation = _simulation_of(plan, plan_path.name)
     choose_device(device)
     root = (data_root or plan_path.parent / simulation.data_root).resolve()
     with held(out, plan, resume=resume):
         run = _lay_out(plan, simulation, out, baselines, root, device)
+        start = begin(out, threads or torch.get_num_threads())
         data = _take_in(run)
         intake_s = time.perf_counter() - began
-        records = _run_arms(run, engine)
-        record = _record(run, data, records, engine, intake_s, device)
-        _hand_out(run, records[0])
+        with torch_threads(start.threads):
+            records = _run_arms(run, engine)
+            record = _record(run, start, data, records, engine, intake_s, device)
+            _hand_out(run, records[0])
         write_report(record, run.folder)
     log.info("finished", extra={"seconds": time.perf_counter() - began})
     return record
@@ -168,9 +174,6 @@ def _lay_out(
 ) -> Run:
     text = plan_toml(plan)
     write_durable(out / PLAN_FILE, text.encode())
-    if not (out / STARTED_FILE).exists():
-        write_durable(out / STARTED_FILE, json.dumps(_now()).encode())
-    started(out)  # refuse a damaged one before the work, not after it
     run = Run(
         folder=out,
         plan=plan,
@@ -279,6 +282,7 @@ def _hand_out(run: Run, record: ArmRecord) -> None:
 
 def _record(
     run: Run,
+    start: Start,
     data: dict[str, SiteData],
     arms: list[ArmRecord],
     engine: Engine,
@@ -298,8 +302,8 @@ def _record(
         plan_digest=run.plan.digest,
         plan_toml=plan_toml(run.plan, with_simulation=False),
         engine=engine,
-        started=started(run.folder),
-        finished=_now(),
+        started=start.at,
+        finished=now(),
         seconds=intake_s + sum(arm.seconds for arm in arms),
         intake_s=intake_s,
         peak_memory_bytes=_peak_memory_bytes(),
@@ -329,7 +333,3 @@ def _site_record(name: str, data: SiteData) -> SiteRecord:
 
 def _peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -59,7 +59,8 @@ def run_arm(
             to_vector(network, layout), arm.plan.federation
         )
         log.info("arm", extra={"arm": arm.name, "done": len(done), "plan": arm.plan})
-        while (reason := stop_reason(_records(done), arm.plan, monitor)) is None:
+        begun = len(done)
+        while (reason := stop_reason(_records(done), arm.plan, monitor, begun)) is None:
             entry, state = _one_round(federation, arm, state, done)
             append(journal, entry)
             done.append(entry)

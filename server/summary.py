@@ -29,13 +29,21 @@ def best_round(records: Sequence[RoundRecord], monitor: str) -> int:
 
 
 def stop_reason(
-    records: Sequence[RoundRecord], plan: Plan, monitor: str
+    records: Sequence[RoundRecord], plan: Plan, monitor: str, resumed_at: int = 0
 ) -> Literal["all rounds", "early stop", "void rounds"] | None:
-    """Why the run is over, or None if it goes on."""
+    """Why the run is over, or None if it goes on.
+
+    Args:
+        records: All rounds so far.
+        plan: Gives the limits.
+        monitor: Metric that early stop watches.
+        resumed_at: Rounds that were there when this process began; void ones among
+            them do not stop the run again, for their cause may have been mended.
+    """
     federation = plan.federation
     if len(records) >= federation.rounds:
         return "all rounds"
-    tail = records[-federation.max_void_rounds :]
+    tail = records[resumed_at:][-federation.max_void_rounds :]
     if len(tail) == federation.max_void_rounds and all(
         record.outcome == "void" for record in tail
     ):

@@ -85,7 +85,7 @@ def deadly(function):
     return wrapped
 module, name = where.rsplit(".", 1)
 setattr(sys.modules[module], name, deadly(getattr(sys.modules[module], name)))
-simulate(Path(sys.argv[1]), Path(sys.argv[2]))
+simulate(Path(sys.argv[1]), Path(sys.argv[2]), threads=2)
 """
 
 
@@ -100,7 +100,7 @@ simulate(Path(sys.argv[1]), Path(sys.argv[2]))
 )
 def test_a_killed_run_resumes_to_a_bit_equal_model(plan_file, tmp_path, where, count):
     plan = plan_file()
-    simulate(plan, tmp_path / "whole")
+    simulate(plan, tmp_path / "whole", threads=2)
     run = tmp_path / "killed"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     killed = subprocess.run(
@@ -110,7 +110,7 @@ def test_a_killed_run_resumes_to_a_bit_equal_model(plan_file, tmp_path, where, c
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    record = simulate(plan, run, resume=True)
+    record = simulate(plan, run, resume=True, threads=1)  # keeps its two
     assert model_bytes(run) == model_bytes(tmp_path / "whole")
     assert [r.number for r in record.arms[0].rounds] == [1, 2, 3]
 

@@ -38,6 +38,16 @@ def test_a_run_ends_after_too_many_void_rounds_in_a_row():
     assert stop_reason(voids[:2], p, "dice") is None
 
 
+def test_void_rounds_from_before_a_resume_do_not_stop_it_again():
+    p = plan(federation__rounds=9, federation__max_void_rounds=2)
+    voids = [record(n, None, "void") for n in (1, 2)]
+    assert stop_reason(voids, p, "dice") == "void rounds"
+    assert stop_reason(voids, p, "dice", resumed_at=2) is None
+    again = [*voids, record(3, None, "void"), record(4, None, "void")]
+    assert stop_reason(again[:3], p, "dice", resumed_at=2) is None
+    assert stop_reason(again, p, "dice", resumed_at=2) == "void rounds"
+
+
 def test_patience_counts_from_the_best_round():
     p = plan(federation__rounds=9, federation__early_stop_rounds=2)
     records = [record(1, 0.5), record(2, 0.4), record(3, 0.4)]

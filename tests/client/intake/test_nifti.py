@@ -208,7 +208,7 @@ def test_links_out_and_special_files_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_nifti_is_an_error_at_once(tmp_path: Path) -> None:
     with pytest.raises(IntakeError, match="found no"):
         read_nifti(tmp_path)
-    with pytest.raises(IntakeError, match="expected a folder"):
+    with pytest.raises(IntakeError, match="is no folder"):
         read_nifti(tmp_path / "absent")
 
 
