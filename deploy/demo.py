@@ -4,8 +4,10 @@ One hospital's export also holds a folder of awkward series, so that the report 
 what intake refuses and why.
 """
 
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from importlib.resources import files
+from multiprocessing import get_context
 from pathlib import Path
 
 from common.errors import RunError
@@ -52,8 +54,15 @@ def demo(out: Path, *, patients: int | None = None, seed: int = 1) -> RunRecord:
 def write_phantoms(out: Path, *, patients: int | None, seed: int) -> None:
     """The four hospitals, one of them with awkward series, and public cases."""
     public = replace(HOSPITALS[0], name=PUBLIC, patients=PUBLIC_PATIENTS)
-    for hospital in (*HOSPITALS, public):
-        chosen = replace(hospital, patients=patients) if patients else hospital
-        write_hospital(out / hospital.name, chosen, seed=seed, progress=tell_phantom)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        writing = {}
+        for hospital in (*HOSPITALS, public):
+            chosen = replace(hospital, patients=patients) if patients else hospital
+            future = pool.submit(write_hospital, out / hospital.name, chosen, seed=seed)
+            writing[future] = chosen
+        for future in as_completed(writing):
+            future.result()
+            count = writing[future].patients
+            tell_phantom(writing[future].name, count, count)
     write_awkward(out / "awkward", seed=seed)
     (out / "awkward" / "export").rename(out / AWKWARD_SITE / "AWKWARD")
