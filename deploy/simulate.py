@@ -183,7 +183,9 @@ def _lay_out(
     )
     for name, source in _sources(simulation).items():
         absolute = source.model_copy(update={"source": str(root / source.source)})
-        config = SiteConfig(name=name, source=absolute, device=device)
+        config = SiteConfig(
+            name=name, source=absolute, public=name == PUBLIC, device=device
+        )
         write_site(run.site_folder(name), config, text)
     members = tuple(str(run.site_folder(name).resolve()) for name in run.sites)
     pooled = SiteConfig(name=POOLED, members=members, device=device)

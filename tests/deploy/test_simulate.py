@@ -213,6 +213,25 @@ def test_a_site_without_accepted_cases_stops_the_run_before_training(
     assert not (tmp_path / "run" / "journal.sqlite").exists()
 
 
+def test_every_public_case_is_judged_and_shown_and_none_trains(plan_file, tmp_path):
+    plan = plan_file()
+    manifest = plan.parent / "data" / "pictures" / "manifest.csv"
+    rows = [line.split(",") for line in manifest.read_text().splitlines()[1:]]
+    patient = rows[0][2]
+    nodules = {row[3] for row in rows if row[2] == patient}
+    public = (
+        'public = { source = "pictures", format = "images", '
+        f'where = {{ patient = "{patient}" }} }}'
+    )
+    with_public = plan_file(
+        SEGMENTATION, ('data_root = "data"', f'data_root = "data"\n{public}')
+    )
+    record = simulate(with_public, tmp_path / "run", threads=1)
+    assert len(record.pictures) == len(nodules)
+    assert 0 <= record.arms[0].public["dice"] <= 1
+    assert [site.name for site in record.sites] == ["north", "south"]
+
+
 def test_an_unknown_baseline_is_a_usage_error():
     assert parse_baselines("pooled, local") == ("pooled", "local")
     with pytest.raises(UsageError, match="'global'"):
