@@ -5,6 +5,8 @@ the last row, loads the checkpoint it names, and asks for the next round anew; t
 go on from the state that the row says (`client.state`), so nothing counts twice.
 """
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +50,7 @@ def open_journal(path: Path, identity: dict[str, str]) -> Iterator[sqlite3.Conne
 
     Raises:
         RunError: The file is no journal, or that of another run.
+        OSError: The disk is full, as for any other file; the last round stands.
     """
     connection = sqlite3.connect(path, isolation_level=None)
     try:
@@ -68,6 +71,8 @@ def open_journal(path: Path, identity: dict[str, str]) -> Iterator[sqlite3.Conne
                 )
         yield connection
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise RunError(
             f"journal can't be used ({error}), expected the SQLite file of a run; "
             "restore it from a backup, or choose another --out"

@@ -227,3 +227,18 @@ def test_the_roll_call_sorts_sites_by_name():
     node_of, rosters = roll_call(grid, Hello("r", "p", "l"), 1.0)
     assert list(node_of.items()) == [("east", 3), ("west", 2)]
     assert isinstance(rosters["east"], Roster)
+
+
+def overfill(path) -> None:
+    with open_journal(path, {}) as journal:
+        journal.execute("PRAGMA max_page_count = 1")
+        journal.execute("INSERT INTO run VALUES ('big', ?)", ("x" * 1_000_000,))
+
+
+def test_a_disk_that_is_full_is_no_broken_journal(tmp_path):
+    run(tmp_path, ScriptedGrid(CASES))
+    path = tmp_path / "journal.sqlite"
+    with pytest.raises(OSError, match="No space left"):
+        overfill(path)
+    with open_journal(path, {}) as journal:
+        assert [e.record.number for e in entries(journal)] == [1, 2, 3]
