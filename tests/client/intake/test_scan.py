@@ -43,7 +43,7 @@ def test_names_that_are_no_text_can_be_printed(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/Aufnahme\xff"))
     path.write_bytes(b"x")
     [found] = scan_folder(tmp_path).files
-    printable(found, tmp_path).encode("utf-8")
+    assert printable(found, tmp_path).encode("utf-8").startswith(b"Aufnahme")
 
 
 @pytest.mark.parametrize(
