@@ -13,6 +13,7 @@
     ├── QuorumError                41   too few sites for a mean
     ├── RunError                   42   a run folder can't be started or resumed
     ├── EngineError                43   the engine that carries messages failed
+    ├── JoinError                  50   a certificate, request or join kit is refused
     └── StoppedError              130   stopped by the user; the run can be resumed
 
 A message reads "{who} {did what} {got}, expected {want}; {what to do}" and holds no
@@ -98,6 +99,12 @@ class EngineError(FedctError):
     """The engine that carries messages between server and sites failed."""
 
     exit_code = 43
+
+
+class JoinError(FedctError):
+    """Hub and site can't be joined, or a certificate, request or kit is refused."""
+
+    exit_code = 50
 
 
 class StoppedError(FedctError):
