@@ -14,6 +14,10 @@
     ├── RunError                   42   a run folder can't be started or resumed
     ├── EngineError                43   the engine that carries messages failed
     ├── JoinError                  50   a certificate, request or join kit is refused
+    ├── TransportError              51   the line to the hub, a proxy or nginx failed
+    ├── ControlError                52   the site's own service can't be asked
+    ├── PolicyError                 53   the hospital's policy says no
+    ├── SupervisorError             54   a process can't be started or kept
     └── StoppedError              130   stopped by the user; the run can be resumed
 
 A message reads "{who} {did what} {got}, expected {want}; {what to do}" and holds no
@@ -105,6 +109,30 @@ class JoinError(FedctError):
     """Hub and site can't be joined, or a certificate, request or kit is refused."""
 
     exit_code = 50
+
+
+class TransportError(FedctError):
+    """The network between a hospital and the hub failed: line, proxy, nginx."""
+
+    exit_code = 51
+
+
+class ControlError(FedctError):
+    """The site's service can't be reached over its local socket."""
+
+    exit_code = 52
+
+
+class PolicyError(FedctError):
+    """The hospital's own rules refuse an order."""
+
+    exit_code = 53
+
+
+class SupervisorError(FedctError):
+    """A process can't be started, or does not stay up."""
+
+    exit_code = 54
 
 
 class StoppedError(FedctError):
