@@ -21,7 +21,13 @@ from client.intake.run import SiteData
 from client.patches import PatchSampler
 from client.state import SiteState, load_state, save_state
 from client.store import CaseStore
-from client.train import Correction, Progress, build_optimizer, train_round
+from client.train import (
+    Correction,
+    Progress,
+    build_optimizer,
+    steps_per_round,
+    train_round,
+)
 from common.case import PreparedCase
 from common.errors import ContributionError
 from common.exchange import (
@@ -121,7 +127,9 @@ class SiteService:
             )
         plan, network = self._plan, self._network
         # A pooled site (rehearsals only) takes its members' steps, one after another.
-        steps = plan.training.steps * len(self._cases)
+        steps = sum(
+            steps_per_round(plan.training, len(c.data.train)) for c in self._cases
+        )
         state = self._recall(order.run, order.state_round)
         self._memory = None  # the optimiser below shares tensors with `state`
         load_vector(network, self._layout, order.model)

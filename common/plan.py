@@ -155,8 +155,11 @@ class Augmentation(Section):
 class Training(Section):
     """`[training]`: what each site does in a round."""
 
-    steps: Count
-    """Optimiser steps per round and site."""
+    steps: Count | None = None
+    """Optimiser steps per round, the same at every site."""
+    epochs: Positive | None = None
+    """Instead of steps: passes over a site's training cases per round, one patch a
+    case, so that a site with more cases takes more steps."""
     batch_size: Count
     """Patches per step."""
     patch: list[Count] = Field(min_length=2, max_length=3)
@@ -184,6 +187,12 @@ class Training(Section):
     max_grad_norm: Positive | None = None
     """Clip the gradient's norm; unset: no clipping."""
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("expected either steps or epochs, to say a round's length")
+        return self
 
 
 class Federation(Section):

@@ -367,6 +367,25 @@ def test_a_pooled_site_has_all_members_cases_and_takes_all_their_steps(
     assert update.steps == len(drawn) == 2 * plan.training.steps
 
 
+def test_with_epochs_each_case_is_seen_as_often_at_every_site_and_pooled(
+    make_site, tmp_path, drawn
+):
+    plan = slices(training__steps=None, training__epochs=3.0, training__batch_size=2)
+    folders = [
+        make_site(tmp_path / name, plan, vendor=vendor)
+        for vendor, name in enumerate(["north", "south"])
+    ]
+    folders.append(
+        make_site(tmp_path / "pooled", plan, source=None, members=folders[:2])
+    )
+    taken = []
+    for folder in folders:
+        update = open_site(folder).train(order(plan, 1, 0), quiet)
+        taken.append(update.steps)
+        assert update.steps == pytest.approx(3.0 * update.cases / 2, abs=1)
+    assert taken[2] == taken[0] + taken[1] == len(drawn) - taken[0] - taken[1]
+
+
 def test_a_public_site_only_tests(make_site, tmp_path):
     plan = parse_plan(SLICES)
     hospital = open_site(make_site(tmp_path / "north", plan)).hello(_hello(plan))

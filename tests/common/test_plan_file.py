@@ -36,9 +36,16 @@ def test_every_complaint_is_listed_at_once():
 
 
 def test_a_missing_key_names_the_line_of_its_table():
-    text = SEGMENTATION.replace("steps = 2\n", "")
+    text = SEGMENTATION.replace("batch_size = 2\n", "")
     number = 1 + text.splitlines().index("[training]")
-    assert f"line {number}: training.steps: is missing" in complaint(text)
+    assert f"line {number}: training.batch_size: is missing" in complaint(text)
+
+
+@pytest.mark.parametrize("lengths", ["", "steps = 2\nepochs = 0.5\n"])
+def test_a_round_has_exactly_one_length(lengths):
+    assert "either steps or epochs" in complaint(
+        SEGMENTATION.replace("steps = 2\n", lengths)
+    )
 
 
 def test_a_key_in_the_second_of_two_tables_is_found_there():
