@@ -14,10 +14,10 @@
     ├── RunError                   42   a run folder can't be started or resumed
     ├── EngineError                43   the engine that carries messages failed
     ├── JoinError                  50   a certificate, request or join kit is refused
-    ├── TransportError              51   the line to the hub, a proxy or nginx failed
-    ├── ControlError                52   the site's own service can't be asked
-    ├── PolicyError                 53   the hospital's policy says no
-    ├── SupervisorError             54   a process can't be started or kept
+    ├── TransportError             51   the line to the hub, a proxy or nginx failed
+    ├── ControlError               52   the site's own service can't be asked
+    ├── PolicyError                53   the hospital's policy says no
+    ├── SupervisorError            54   a process can't be started or kept
     └── StoppedError              130   stopped by the user; the run can be resumed
 
 A message reads "{who} {did what} {got}, expected {want}; {what to do}" and holds no
