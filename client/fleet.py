@@ -1,0 +1,313 @@
+"""A hospital's line to the hub: Flower's Fleet API, spoken with the site's own keys.
+
+The site service is the Flower node itself. It opens one TLS 1.3 connection outwards,
+shows the site's certificate, signs each request with the node key, and pulls orders.
+Flower's own SuperNode would stand between: it starts a new process per message or must
+be restarted together with whoever takes its tasks, it downloads code from the server,
+and it can't show a client certificate. This module never asks for code: the only calls
+made are those below.
+
+It rests on Flower's internals (`FleetHttpClient` and the serialisation of messages),
+pinned to one version; `tests/client/test_fleet_contract.py` says which.
+
+Not covered here: what an order may ask (`client.service`), and the signature on the
+answer (`client.app`). The node key alone does not protect a body; TLS and that
+signature do.
+"""
+
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.error import ApiErrorCode, FlowerError
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+from client.node_key import HubClock, NodeSignature
+from common.errors import JoinError, TransportError
+
+HEARTBEAT_S = 15.0
+"""The hub calls a site lost after two of these (Flower: HEARTBEAT_PATIENCE)."""
+_TIMEOUT_S = 60.0
+"""For one request: a 5 MB object needs 40 s at 1 Mbit/s."""
+_PATIENCE_S = 600.0
+"""For one message, over all tries: a line that is cut for minutes is waited for."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """Where the hub is, and how it is recognised."""
+
+    host: str
+    """DNS name or IP address, as in the hub's certificate."""
+    port: int
+    """TCP port, outwards only."""
+    ca_file: Path
+    """The federation's own CA; no public CA is trusted."""
+    certificate_file: Path
+    """The site's certificate, PEM."""
+    key_file: Path
+    """Its key, PEM; never leaves the site."""
+    proxy: str | None = None
+    """URL of an HTTPS proxy that must be used, or unset."""
+
+
+class RunEndedError(JoinError):
+    """The run is over; its late answer is not wanted."""
+
+
+class Fleet:
+    """An activated node: pull an order, push the answer. One thread; one more beats."""
+
+    def __init__(
+        self,
+        hub: HubAddress,
+        key: ec.EllipticCurvePrivateKey,
+        tell: Callable[[str], None],
+        stop: threading.Event,
+    ) -> None:
+        """Prepare the connection; nothing is sent yet.
+
+        Args:
+            hub: Address and certificates.
+            key: The node key (EC P-384) that the hub has on its register.
+            tell: Hears what goes wrong on the line, one sentence each.
+            stop: Set from outside to leave every wait.
+        """
+        self._tell = tell
+        self._stop = stop
+        self._clock = HubClock()
+        self._client = FleetHttpClient(
+            f"https://{hub.host}:{hub.port}",
+            interceptors=[NodeSignature(key, self._clock)],
+            verify=_tls(hub),
+            timeout=_TIMEOUT_S,
+        )
+        if hub.proxy is not None:
+            self._client._client = httpx.Client(
+                verify=_tls(hub), timeout=_TIMEOUT_S, proxy=hub.proxy, trust_env=False
+            )
+        self._key = key
+        self._node = Node()
+        self._beating = threading.Event()
+
+    def __enter__(self) -> "Fleet":
+        """Use the connection."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the federation in order, if the hub can be reached, and hang up."""
+        self._beating.clear()
+        if self._node.node_id:
+            with suppress(httpx.HTTPError, ValueError):
+                self._client.DeactivateNode(
+                    DeactivateNodeRequest(node_id=self._node.node_id)
+                )
+        self._client.close()
+
+    def activate(self, left_over: int | None) -> int:
+        """Say that this node is here; wait for the hub as long as it takes.
+
+        Args:
+            left_over: Node id of a process of this site that died on this machine; its
+                place is given up first, or the hub would wait for it for half a minute.
+
+        Returns:
+            The node id that the hub keeps for this site's key.
+
+        Raises:
+            JoinError: The hub does not know this key, or it is in use elsewhere.
+        """
+        public = NodeSignature(self._key, self._clock).public_key
+        if left_over is not None:
+            with suppress(JoinError):  # the hub gave it up already
+                self._call(
+                    self._client.DeactivateNode,
+                    DeactivateNodeRequest(node_id=left_over),
+                )
+        request = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_S)
+        node_id = int(self._call(self._client.ActivateNode, request).node_id)
+        self._node = Node(node_id=node_id)
+        TaskIdentity.node_id = node_id
+        self._beating.set()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        return node_id
+
+    def pull(self) -> Message | None:
+        """The next order, whole, or none; returns at once."""
+        response = self._call(
+            self._client.PullMessages, PullMessagesRequest(node=self._node)
+        )
+        if not response.messages_list:
+            return None
+        head = message_from_proto(response.messages_list[0])
+        run_id = head.metadata.run_id
+        tree: ObjectTree = response.message_object_trees[0]
+        try:
+            message = pull_and_inflate_object_from_tree(
+                tree,
+                make_pull_object_fn_protobuf(
+                    self._retried(self._client.PullObject), self._node, run_id
+                ),
+                make_confirm_message_received_fn_protobuf(
+                    self._retried(self._client.ConfirmMessageReceived),
+                    self._node,
+                    run_id,
+                ),
+                return_type=Message,
+                initial_backoff=0.05,
+                backoff_cap=0.5,
+                max_tries_per_object=None,
+                max_time=_PATIENCE_S,
+            )
+        except ObjectPullError as error:
+            self._tell(f"an order was lost on the way ({error})")
+            return None
+        message.metadata.__dict__["_message_id"] = tree.object_id
+        TaskIdentity.run_id = run_id
+        TaskIdentity.task_id = run_id
+        return message
+
+    def push(self, answer: Message, seconds: float) -> None:
+        """Hand an answer over; said twice, it counts once.
+
+        Args:
+            answer: A reply to a message that `pull` gave.
+            seconds: How long the work took.
+        """
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        with no_object_id_recompute():
+            tree = get_object_tree(answer)
+            request = PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(remove_content_from_message(answer))],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[seconds],
+            )
+            for _ in range(3):  # a push session that expired is opened anew
+                response = self._call(self._client.PushMessages, request)
+                try:
+                    push_objects(
+                        get_all_nested_objects(answer),
+                        make_push_object_fn_protobuf(
+                            self._retried(self._client.PushObject),
+                            self._node,
+                            answer.metadata.run_id,
+                            response.session_id,
+                        ),
+                        object_ids_to_push=set(response.objects_to_push),
+                    )
+                    return
+                except ObjectPushError as error:
+                    self._tell(f"an answer has to be sent again ({error})")
+
+    def _beat(self) -> None:
+        while self._beating.is_set() and not self._stop.wait(HEARTBEAT_S * 0.7):
+            request = SendNodeHeartbeatRequest(
+                node=self._node, heartbeat_interval=HEARTBEAT_S
+            )
+            try:
+                self._client.SendNodeHeartbeat(request)
+            except (httpx.HTTPError, ValueError) as error:
+                self._tell(f"no heartbeat reached the hub ({type(error).__name__})")
+
+    def _retried(self, call: Callable[..., T]) -> Callable[..., T]:
+        return lambda request: self._call(call, request)
+
+    def _call(self, call: Callable[..., T], request: object) -> T:
+        """Call until it works, is refused, or nobody wants it any more."""
+        until = time.monotonic() + _PATIENCE_S
+        wait_s = 0.2
+        while True:
+            try:
+                return call(request)
+            except httpx.HTTPStatusError as error:
+                if self._clock.heard(error.response.headers):
+                    continue  # our clock was off; the request is signed anew
+                why = f"the hub answered HTTP {error.response.status_code}"
+                if error.response.status_code not in (408, 429, 502, 503, 504):
+                    raise _error_of(error.response) from error
+            except (httpx.TransportError, ssl.SSLError) as error:
+                why = f"the hub can't be reached ({_line(error)})"
+            if self._stop.is_set() or time.monotonic() > until:
+                raise TransportError(
+                    f"site gave up on the hub: {why}; see `fedct client check`"
+                )
+            self._tell(f"{why}; trying again in {wait_s:.0f} s")
+            self._stop.wait(wait_s * random.uniform(0.8, 1.2))
+            wait_s = min(wait_s * 2, 30.0)
+
+
+def _tls(hub: HubAddress) -> ssl.SSLContext:
+    """TLS 1.3, the federation's CA only, the site's certificate shown."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cafile=hub.ca_file)
+    context.load_cert_chain(hub.certificate_file, hub.key_file)
+    return context
+
+
+def _error_of(response: httpx.Response) -> JoinError:
+    """What the hub said no with, and what to do."""
+    if error := FlowerError.from_json(response.text):
+        if error.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
+            return RunEndedError("the hub ended the run before this answer came")
+        return JoinError(
+            f"the hub refused this site's request (code {error.code}: {error.message})"
+        )
+    if response.status_code == 400:
+        return JoinError(
+            "the hub refused this site's certificate, expected one that it signed, "
+            "that is valid today and not revoked; ask the coordinator, or renew it "
+            "with `fedct client renew`"
+        )
+    return JoinError(f"the hub answered HTTP {response.status_code}")
+
+
+def _line(error: Exception) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
