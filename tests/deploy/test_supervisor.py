@@ -1,0 +1,131 @@
+"""The supervisor keeps real processes running, and leaves none behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common.errors import SupervisorError
+from deploy import supervisor
+from deploy.supervisor import Program, read_processes, supervise
+
+SLEEPER = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+def until(true: Callable[[], object], within_s: float = 10.0) -> None:
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def running(tmp_path, monkeypatch):
+    """Start supervising in a thread; stops at the end."""
+    monkeypatch.setattr(supervisor, "_SHORTEST_S", 0.1)
+    stop, said, threads = threading.Event(), [], []
+
+    def start(*programs: Program) -> list[str]:
+        thread = threading.Thread(
+            target=supervise, args=(tmp_path, programs, stop, said.append)
+        )
+        thread.start()
+        threads.append(thread)
+        return said
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not any(row["running"] for row in read_processes(tmp_path))
+
+
+def pid_of(folder: Path, name: str) -> int | None:
+    return next(
+        (
+            r["pid"]
+            for r in read_processes(folder)
+            if r["name"] == name and r["running"]
+        ),
+        None,
+    )
+
+
+def test_a_killed_program_is_started_again_and_the_restart_is_counted(
+    running, tmp_path
+):
+    running(Program("sleeper", SLEEPER))
+    until(lambda: pid_of(tmp_path, "sleeper"))
+    first = pid_of(tmp_path, "sleeper")
+    os.kill(first, signal.SIGKILL)
+    until(lambda: pid_of(tmp_path, "sleeper") not in (None, first))
+    row = read_processes(tmp_path)[0]
+    assert (row["restarts"], row["last_exit"]) == (1, -signal.SIGKILL)
+
+
+def test_the_pause_grows_while_a_program_keeps_failing(running, tmp_path):
+    said = running(Program("failing", (sys.executable, "-c", "raise SystemExit(7)")))
+    until(lambda: sum("ended with 7" in line for line in said) >= 3, 20)
+    pauses = [line.split("in ")[1] for line in said if "again in" in line]
+    assert read_processes(tmp_path)[0]["restarts"] >= 2
+    assert len(pauses) >= 3
+
+
+def test_a_program_waits_until_the_one_before_it_is_ready(running, tmp_path):
+    door = tmp_path / "door"
+    running(Program("first", SLEEPER, is_ready=door.exists), Program("second", SLEEPER))
+    until(lambda: pid_of(tmp_path, "first"))
+    time.sleep(0.5)
+    assert pid_of(tmp_path, "second") is None
+    door.touch()
+    until(lambda: pid_of(tmp_path, "second"))
+
+
+def test_a_program_hears_of_a_changed_file(running, tmp_path):
+    file, heard = tmp_path / "crl", tmp_path / "heard"
+    file.write_text("old")
+    code = textwrap.dedent(
+        f"""
+        import pathlib, signal, time
+        heard = pathlib.Path({str(heard)!r})
+        signal.signal(signal.SIGHUP, lambda *_: heard.write_text("reloaded"))
+        pathlib.Path({str(heard)!r} + ".up").touch()
+        time.sleep(600)
+        """
+    )
+    running(Program("nginx", (sys.executable, "-c", code), reload_on=file))
+    until((tmp_path / "heard.up").exists)
+    file.write_text("new")
+    os.utime(file, ns=(1, 1))
+    until(heard.exists)
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SupervisorError, match="no-such-program"):
+        supervise(
+            tmp_path, [Program("x", ("no-such-program",))], threading.Event(), print
+        )
+
+
+def test_programs_die_with_a_supervisor_that_is_killed(tmp_path):
+    code = textwrap.dedent(
+        f"""
+        import pathlib, sys, threading
+        from deploy.supervisor import Program, supervise
+        argv = (sys.executable, "-c", "import time; time.sleep(600)")
+        folder = pathlib.Path({str(tmp_path)!r})
+        supervise(folder, [Program("sleeper", argv)], threading.Event(), print)
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    until(lambda: pid_of(tmp_path, "sleeper"))
+    parent.kill()
+    parent.wait()
+    until(lambda: pid_of(tmp_path, "sleeper") is None)
