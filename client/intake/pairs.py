@@ -12,16 +12,16 @@ Three layouts are known, all by name alone and at any depth:
 
 Every file ends in exactly one case or one verdict: an image without label is a case
 with a note, a label without image is refused by itself. Files do not say whose they
-are: a table `patients.csv` (columns case, patient) in the root keeps several scans of
+are: a table (`client.intake.patients`) in the root keeps several scans of
 one patient together, or BIDS names (`sub-...`) do; else each case is its own patient.
 """
 
-import csv
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from client.intake.patients import PATIENTS, patients_of
 from client.intake.verdict import Code, Finding, SeriesVerdict
 from common.errors import IntakeError
 
@@ -60,7 +60,8 @@ def find_cases(
     """All cases below a folder, and a verdict for each file that is in none.
 
     Raises:
-        IntakeError: The root is no folder, or holds no such file.
+        IntakeError: The root is no folder, holds no such file, or its `patients.csv`
+            can't be followed.
     """
     if not root.is_dir():
         raise IntakeError(
@@ -96,24 +97,21 @@ def find_cases(
         else:
             owner.labels.append(path)
     found = [case for folder in cases.values() for case in folder.values()]
-    patients = _patients(root / "patients.csv")
+    aliases = {case.name: _aliases(case) for case in found}
+    patients = patients_of(root / PATIENTS, aliases, suffixes)
     for case in found:
         case.patient = patients.get(case.name, case.patient)
     return sorted(found, key=lambda case: case.source), strays
 
 
-def _patients(table: Path) -> dict[str, str]:
-    """Patient by case name, from the optional table."""
-    if not table.is_file():
-        return {}
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        rows = list(csv.DictReader(file))
-    if any(not row.get("case") or not row.get("patient") for row in rows):
-        raise IntakeError(
-            "patients.csv has a row without case or patient, expected the columns case "
-            "and patient in every row"
-        )
-    return {row["case"]: row["patient"] for row in rows}
+def _aliases(case: Case) -> set[str]:
+    """What people call a case: with or without folder, channel and `_ct`."""
+    path = PurePosixPath(case.name)
+    if case.by_structure:
+        folder = path.parent
+        return {case.name} | ({folder.as_posix(), folder.name} - {".", ""})
+    short = path.with_name(_IMAGE_TAIL.sub("", path.name))
+    return {case.name, path.name, short.as_posix(), short.name}
 
 
 def _files(

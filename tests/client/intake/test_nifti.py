@@ -195,6 +195,46 @@ def test_scans_of_one_patient_are_kept_together(tmp_path: Path) -> None:
     assert sorted(patients.values()) == ["p9", "p9", "sub-07", "sub-07"]
 
 
+@pytest.mark.parametrize(
+    "names", [("p1_a", "p1_b"), ("imagesTr/p1_a_0000", "p1_b_0000.nii.gz")]
+)
+def test_the_patient_table_names_images_as_people_do(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in ("p1_a", "p1_b", "p2_a"):
+        save(tmp_path / "imagesTr" / f"{name}_0000.nii.gz", ct())
+    rows = "".join(f"{name},P1\n" for name in names)
+    (tmp_path / "patients.csv").write_text(f"case,patient\n{rows}")
+    patients = [verdict.patient for verdict, _ in read_nifti(tmp_path)]
+    assert patients == ["P1", "P1", "imagesTr/p2_a_0000"]
+
+
+def test_the_patient_table_names_a_case_by_its_folder(tmp_path: Path) -> None:
+    for name in ("s1", "s2"):
+        save(tmp_path / name / "ct.nii.gz", ct())
+    (tmp_path / "patients.csv").write_text("case,patient\ns1,P\ns2,P\n")
+    assert [verdict.patient for verdict, _ in read_nifti(tmp_path)] == ["P", "P"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ("q,P1", r"\(1\) whose case names no images"),
+        ("imagesTr/p,P1\np,P2", r"\(2\) whose case names 2 images"),
+        ("imagesTr/p,P1\nimagesTr/p_0000,P2", r"\(2\) that gives a case a second"),
+        ("p", r"\(1\) without case or patient"),
+    ],
+)
+def test_a_patient_row_that_is_not_of_one_case_ends_intake(
+    tmp_path: Path, rows: str, why: str
+) -> None:
+    for folder in ("imagesTr", "imagesTs"):
+        save(tmp_path / folder / "p_0000.nii.gz", ct())
+    (tmp_path / "patients.csv").write_text(f"case,patient\n{rows}\n")
+    with pytest.raises(IntakeError, match=why):
+        read_nifti(tmp_path)
+
+
 def test_links_out_and_special_files_are_refused(tmp_path: Path) -> None:
     outside = save(tmp_path / "outside.nii.gz", ct())
     root = tmp_path / "root"
