@@ -216,7 +216,7 @@ class Federation(Section):
     max_void_rounds: Count = 3
     """The run stops after so many void rounds in a row."""
     early_stop_rounds: Count | None = None
-    """Stop when the monitored metric did not improve for so many rounds."""
+    """Stop when the monitored metric did not improve in so many evaluated rounds."""
     proximal_mu: NotNegative = 0.01
     """FedProx: weight of the pull towards the global model."""
     server_learning_rate: Positive = 1.0

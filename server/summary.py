@@ -15,17 +15,24 @@ from server.record import Metrics, RoundRecord
 def best_round(records: Sequence[RoundRecord], monitor: str) -> int:
     """The round with the highest monitored metric; the first of equals.
 
+    A hospital that fails to judge one round must not make that round look better or
+    worse, so a round takes the lead only by its mean over the hospitals that judged
+    both it and the leader, and only if these are most of those that judged the leader.
+    Each new round either takes the lead or leaves it where it is; no earlier one gets
+    it back, because its checkpoint is gone.
+
     Without any validation number it is the last closed round; 0 if there is none.
     """
-    scored = [
-        (record.validation_mean[monitor], -record.number)
-        for record in records
-        if math.isfinite(record.validation_mean.get(monitor, math.nan))
-    ]
-    if scored:
-        return -max(scored)[1]
-    closed = [record.number for record in records if record.outcome == "closed"]
-    return closed[-1] if closed else 0
+    best: RoundRecord | None = None
+    closed = 0
+    for record in records:
+        if record.outcome == "closed":
+            closed = record.number
+        if _scores(record, monitor) and (
+            best is None or _takes_the_lead(record, best, monitor)
+        ):
+            best = record
+    return closed if best is None else best.number
 
 
 def stop_reason(
@@ -50,7 +57,8 @@ def stop_reason(
         return "void rounds"
     patience = federation.early_stop_rounds
     best = best_round(records, monitor)
-    if patience is not None and best and len(records) - best >= patience:
+    since = [r for r in records if r.number > best and r.validation]
+    if patience is not None and best and len(since) >= patience:
         return "early stop"
     return None
 
@@ -66,3 +74,17 @@ def mean_metrics(by_site: Mapping[str, Metrics]) -> Metrics:
         if values:
             means[name] = sum(values) / len(values)
     return means
+
+
+def _takes_the_lead(record: RoundRecord, best: RoundRecord, monitor: str) -> bool:
+    new, old = _scores(record, monitor), _scores(best, monitor)
+    both = sorted(new.keys() & old.keys())
+    if 2 * len(both) <= len(old):
+        return False
+    return sum(new[site] for site in both) > sum(old[site] for site in both)
+
+
+def _scores(record: RoundRecord, monitor: str) -> dict[str, float]:
+    """Site to its finite value of the monitored metric."""
+    values = {site: m.get(monitor, math.nan) for site, m in record.validation.items()}
+    return {site: value for site, value in values.items() if math.isfinite(value)}
