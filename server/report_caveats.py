@@ -22,6 +22,7 @@ def caveats_of(record: RunRecord) -> list[str]:
         return found
     found += _about_rounds(federated)
     found.append(_left_out(record, federated))
+    found.append(_not_judged(record, federated))
     found.append(_undefined(record, federated))
     found.append(_unequal_steps(record, federated))
     return [caveat for caveat in found if caveat]
@@ -60,6 +61,22 @@ def _left_out(record: RunRecord, federated: ArmRecord) -> str:
     missed = [_missed(federated, site.name) for site in record.sites]
     found = [entry for entry in missed if entry]
     return f"Not in the mean: {'; '.join(found)}." if found else ""
+
+
+def _not_judged(record: RunRecord, federated: ArmRecord) -> str:
+    """Which hospitals' judgements are missing from which measured rounds."""
+    judged = [r for r in federated.rounds if r.validation]
+    missing = []
+    for site in record.sites:
+        rounds = [r.number for r in judged if site.name not in r.validation]
+        if rounds and len(rounds) < len(judged):  # never: it has nobody to judge on
+            missing.append(f"{site.name}, {_numbered(rounds)}")
+    if not missing:
+        return ""
+    return (
+        f"Not judged: {'; '.join(missing)}. The best round was picked by comparing "
+        "rounds over the hospitals that judged both."
+    )
 
 
 def _missed(federated: ArmRecord, name: str) -> str:

@@ -544,6 +544,21 @@ def test_a_site_that_never_contributed_is_named(record):
     assert "east, in any round (failed, 12 rounds)" in caveats
 
 
+def test_rounds_that_a_hospital_did_not_judge_are_named(record):
+    federated = record.arms[0]
+    rounds = [
+        r.model_copy(
+            update={"validation": {s: m for s, m in r.validation.items() if s != gone}}
+        )
+        for r in federated.rounds
+        for gone in ["south" if r.number in (3, 7) else ""]
+    ]
+    arms = [federated.model_copy(update={"rounds": rounds})]
+    caveats = " ".join(verdict_of(changed(record, arms=arms)).caveats)
+    assert "Not judged: south, rounds 3 and 7. The best round was picked" in caveats
+    assert not any("Not judged" in c for c in verdict_of(record).caveats)
+
+
 def test_arms_of_different_length_are_not_compared_silently(record):
     short = record.arms[1].model_copy(update={"steps": 1200})
     caveats = verdict_of(changed(record, arms=[record.arms[0], short])).caveats
