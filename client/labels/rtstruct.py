@@ -138,12 +138,19 @@ def _leaves(points: Float64[np.ndarray, "N 2"], shape: tuple[int, int, int]) -> 
 
 
 def _check_stride(slices: list[int]) -> None:
-    """Refuses contours on every second or third slice: drawn on a coarser series."""
+    """Refuses contours on every second or third slice: drawn on a coarser series.
+
+    Then all distances are multiples of the least, which comes more than once. Lesions
+    of one slice each are apart in any way, and are taken.
+    """
+    if len(slices) < 3:
+        return
     steps = np.diff(slices)
-    if steps.size >= 2 and steps.min() >= 2:
+    least = int(steps.min())
+    if least >= 2 and (steps == least).sum() >= 2 and not (steps % least).any():
         raise LabelRefusedError(
             Code.LABEL_GRID_MISMATCH,
-            f"{WHAT} has contours on every {steps.min()}th slice only, expected every "
+            f"{WHAT} has contours on one of every {least} slices, expected every "
             f"slice; it was drawn on a coarser series, interpolate it there",
         )
 

@@ -112,12 +112,12 @@ def test_the_fill_agrees_with_matplotlib_on_a_smooth_outline() -> None:
 FRAME = generate_uid()
 
 
-def oblique_grid() -> Grid:
+def oblique_grid(depth: int = 6) -> Grid:
     turn, _ = np.linalg.qr(np.random.default_rng(11).normal(size=(3, 3)))
     affine = np.eye(4)
     affine[:3, :3] = turn * [3.0, 0.9, 0.8]
     affine[:3, 3] = [12.0, -230.5, 77.25]
-    return Grid((6, 20, 24), affine)
+    return Grid((depth, 20, 24), affine)
 
 
 def contour(grid: Grid, d: float, points: np.ndarray, kind: str = "CLOSED_PLANAR"):
@@ -181,10 +181,24 @@ def test_contours_that_miss_the_slices_are_refused(tmp_path: Path) -> None:
         assert refused(path, grid) is Code.LABEL_GRID_MISMATCH
 
 
-def test_contours_on_every_second_slice_are_refused(tmp_path: Path) -> None:
-    grid = oblique_grid()
-    path = write(tmp_path / "rs", [contour(grid, d, RECTANGLE) for d in (0, 2, 4)])
+@pytest.mark.parametrize("slices", [(0, 2, 4), (1, 4, 7), (0, 2, 4, 12, 14)])
+def test_contours_on_every_nth_slice_are_refused(
+    tmp_path: Path, slices: tuple[int, ...]
+) -> None:
+    grid = oblique_grid(depth=15)
+    path = write(tmp_path / "rs", [contour(grid, d, RECTANGLE) for d in slices])
     assert refused(path, grid) is Code.LABEL_GRID_MISMATCH
+
+
+@pytest.mark.parametrize("slices", [(2, 6, 13), (0, 4), (3,), (1, 2, 4, 6)])
+def test_lesions_of_one_slice_each_are_taken(
+    tmp_path: Path, slices: tuple[int, ...]
+) -> None:
+    grid = oblique_grid(depth=15)
+    path = write(tmp_path / "rs", [contour(grid, d, RECTANGLE) for d in slices])
+    (segment,), findings = read_rtstruct(path, grid)
+    assert np.flatnonzero(segment.mask.any(axis=(1, 2))).tolist() == list(slices)
+    assert findings == ()
 
 
 def test_a_contour_beside_the_image_is_refused_and_one_over_its_edge_is_cut(
