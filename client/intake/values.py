@@ -61,8 +61,10 @@ def check_pixels(planes: Planes, limits: DecodeLimits) -> tuple[Finding, ...]:
         found.append(
             refusal(
                 Code.DECODE_LIMIT,
-                f"{len(planes)} slices of {first.rows} x {first.columns} exceed the "
-                "memory set for one volume; raise the limit if the series is real",
+                f"{len(planes)} slices of {first.rows} x {first.columns} take more "
+                f"than {limits.volume_bytes} bytes as a volume, or one of them more "
+                f"than {limits.plane_bytes} bytes as stored, expected less; "
+                "reconstruct fewer or smaller slices",
             )
         )
     declared = any(plane.lossy for plane in planes)
