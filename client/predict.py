@@ -10,7 +10,6 @@ A mask is written as DICOM SEG where the source is DICOM and can be referred to,
 NIfTI on the same grid otherwise; the JSON says why.
 """
 
-import gzip
 import hashlib
 import logging
 import time
@@ -20,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import nibabel
 import numpy as np
 import torch
 from torch import nn
@@ -30,7 +28,7 @@ from client.intake.group import counts_as_series
 from client.intake.meta_file import SUFFIXES as METAIMAGE
 from client.intake.meta_file import load_metaimage
 from client.intake.nifti_file import SUFFIXES as NIFTI
-from client.intake.nifti_file import load_nifti, ras_affine
+from client.intake.nifti_file import load_nifti, nifti_bytes
 from client.intake.pairs import find_cases
 from client.intake.run import Settled, read_source
 from client.intake.series import DicomSeries
@@ -258,7 +256,7 @@ def _write_mask(
     absent = missing_identity(job.series) if job.series else None
     if job.series is None or absent is not None:
         path = stem.with_name(f"{stem.name}_mask.nii.gz")
-        write_private(path, _nifti(mask))
+        write_private(path, nifti_bytes(mask))
         return path, None if absent is None else f"the series has no {absent}"
     path = stem.with_name(f"{stem.name}_seg.dcm")
     write_seg(
@@ -288,16 +286,6 @@ def _classify(
     picture = classification_preview(said.grey, said.warmth, said.spacing_mm, named)
     write_png(preview, picture)
     return {"probabilities": named, "files": {"preview": preview.name}}
-
-
-def _nifti(mask: Volume) -> bytes:
-    """A label map on the mask's own grid; axes i j k are W H D."""
-    affine = ras_affine(mask.grid)
-    image = nibabel.Nifti1Image(mask.array.transpose(2, 1, 0), affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, code="scanner")
-    image.set_qform(None, code="unknown")  # can't hold the shear of rounded positions
-    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
 
 
 def _make_folder(out: Path) -> None:

@@ -10,7 +10,6 @@ table `index.csv`, which does, says which is which and stays at the hospital.
 """
 
 import csv
-import gzip
 import hashlib
 import io
 import os
@@ -18,13 +17,11 @@ import re
 import tempfile
 from pathlib import Path
 
-import nibabel
 import numpy as np
-from jaxtyping import Num
 
-from client.intake.nifti_file import compact, ras_affine
+from client.intake.nifti_file import compact, nifti_bytes
 from common.case import IntakeCase
-from common.volume import Grid
+from common.volume import Volume
 
 INDEX = "index.csv"
 COLUMNS = ("file", "kind", "segment", "series", "patient")
@@ -51,25 +48,12 @@ def export_case(case: IntakeCase, out: Path) -> list[Path]:
     paths: list[Path] = []
     for name, _, _, array in files:
         paths.append(out / name)
-        _write(paths[-1], _nifti_bytes(array, case.volume.grid))
+        _write(paths[-1], nifti_bytes(Volume(array, case.volume.grid)))
     rows = [(n, kind, label, case.series, case.patient) for n, kind, label, _ in files]
     _index(out / INDEX, rows)
     for stale in set(out.glob(f"{stem}_*.nii.gz")) - set(paths):
         stale.unlink()
     return paths
-
-
-def _nifti_bytes(array: Num[np.ndarray, "D H W"], grid: Grid) -> bytes:
-    affine = ras_affine(grid)
-    image = nibabel.Nifti1Image(array.transpose(2, 1, 0), affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, code="scanner")
-    # A quaternion can't hold shear; such a grid has the sform alone.
-    image.set_qform(affine, code="scanner")
-    if not np.allclose(image.get_qform(), affine, atol=1e-3):
-        image.set_qform(None, code="unknown")
-    # Without a time stamp, so that the same case gives the same file.
-    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
 
 
 def _index(path: Path, rows: list[tuple[str, str, str, str, str]]) -> None:

@@ -1,13 +1,14 @@
-"""One NIfTI file to a volume, with its header checked before any voxel is read.
+"""One NIfTI file to a volume and back; a header is checked before any voxel is read.
 
 NIfTI stores axes i j k with i fastest, in RAS millimetres. Here the array becomes
 D H W = k j i, as a view and without a flip, and the affine becomes LPS. So D is the
-file's third axis, and a file written by `client.intake.export` comes back as it was.
+file's third axis, and what `nifti_bytes` wrote comes back as it was.
 
 The file's word is taken where it is clear and refused where it is not: no orientation,
 an sform and a qform that disagree, units other than mm.
 """
 
+import gzip
 from pathlib import Path
 
 import nibabel
@@ -45,6 +46,23 @@ def load_nifti(path: Path) -> Volume:
         affine = _affine_ras(image.header, shape)
         stored = np.asanyarray(image.dataobj).reshape(shape)
         return Volume(stored.transpose(2, 1, 0), grid_from_ras(affine, shape))
+
+
+def nifti_bytes(volume: Volume) -> bytes:
+    """A `.nii.gz` of the volume on its own grid, axes i j k = W H D, affine to RAS.
+
+    Without a time stamp, so that equal volumes give equal files.
+    """
+    affine = ras_affine(volume.grid)
+    image = nibabel.Nifti1Image(volume.array.transpose(2, 1, 0), affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    by_qform = grid_from_ras(image.get_qform(), image.shape)
+    if not volume.grid.same_as(by_qform):
+        # A quaternion can't hold shear, as of rounded positions: the sform alone.
+        image.set_qform(None, code="unknown")
+    return gzip.compress(image.to_bytes(), compresslevel=3, mtime=0)
 
 
 def grid_from_ras(

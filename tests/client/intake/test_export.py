@@ -78,6 +78,17 @@ def test_an_export_is_taken_in_again_with_the_same_digest(
     assert case_digest(again.volume, named) == taken.digest
 
 
+def test_a_wide_grid_with_a_little_shear_is_taken_in_again(tmp_path: Path) -> None:
+    affine = np.diag([0.7, 0.7, 2.5, 1.0])[[2, 1, 0, 3]]
+    affine[1, 2] = 9e-4  # 0.46 mm over 512 voxels, which no quaternion holds
+    grid = Grid((2, 3, 512), affine)
+    hu = np.random.default_rng(0).integers(-1000, 900, grid.shape).astype(np.int16)
+    export_case(IntakeCase("1", "p", Volume(hu, grid), digest="d"), tmp_path)
+    ((verdict, again),) = read_nifti(tmp_path)
+    assert again is not None, verdict
+    assert again.volume.grid.same_as(grid)
+
+
 def test_whole_hu_are_stored_as_int16_and_others_as_float(tmp_path: Path) -> None:
     whole = export_case(case(AXES["axial"]), tmp_path)
     assert nibabel.load(whole[0]).get_data_dtype() == np.int16
