@@ -7,17 +7,16 @@ the process ends, however it ends: there is nothing to clear up after a crash.
 
 import datetime
 import fcntl
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float32
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -33,6 +32,9 @@ from server.record import ArmRecord
 PLAN_FILE = "plan.toml"
 LOCK_FILE = "lock"
 STARTED_FILE = "started.json"
+
+Baseline = Literal["pooled", "local"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 @contextmanager
@@ -68,32 +70,47 @@ def held(out: Path, plan: Plan, *, resume: bool) -> Iterator[None]:
         ) from error
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(BaseModel):
     """How a run began; a resumed one goes on in the same way."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: str
     """When, ISO 8601, UTC."""
     threads: int
     """CPU threads. Sums over threads round differently for another number of them, so
     a run keeps its own to end bit-equal."""
+    baselines: tuple[Baseline, ...] = ()
+    """All that were ever asked for, so that resuming drops none."""
 
 
-def begin(out: Path, threads: int) -> Start:
+def begin(out: Path, threads: int, baselines: Sequence[Baseline] = ()) -> Start:
     """Note the start of a new run, or recall that of the run in the folder.
+
+    Args:
+        out: The run folder.
+        threads: CPU threads of a new run.
+        baselines: Those of a new run; they join those of the run in the folder.
 
     Raises:
         RunError: The file that says so is damaged.
     """
     path = out / STARTED_FILE
-    if not path.exists():
-        write_durable(path, json.dumps({"at": now(), "threads": threads}).encode())
+    known = _read_start(path) if path.exists() else Start(at=now(), threads=threads)
+    wanted = tuple(b for b in BASELINES if b in {*known.baselines, *baselines})
+    start = known.model_copy(update={"baselines": wanted})
+    write_durable(path, start.model_dump_json().encode())
+    return start
+
+
+def _read_start(path: Path) -> Start:
     try:
-        return Start(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        return Start.model_validate_json(path.read_bytes())
+    except ValidationError as error:
         raise RunError(
-            f"run folder {out.name!r} has a damaged {STARTED_FILE}, expected time and "
-            "threads with which the run began; delete that file and add --resume"
+            f"run folder {path.parent.name!r} has a damaged {STARTED_FILE}, expected "
+            "time, threads and baselines with which the run began; delete that file "
+            "and add --resume (and --baselines)"
         ) from error
 
 

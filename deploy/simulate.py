@@ -4,8 +4,9 @@
 and the baselines that were asked for, and writes what is handed out. It can be called
 again on the same folder after any interruption and goes on where it stopped.
 
-    run folder   plan.toml  arms.json  journal.sqlite  checkpoints/  model/
-                 report.json  report.html  sites/<name>/  baselines/<arm>/  lock
+    run folder   plan.toml  started.json  arms.json  journal.sqlite  checkpoints/
+                 arm.json  best.safetensors  model/  report.json  report.html
+                 sites/<name>/  baselines/<arm>/  lock
 """
 
 import logging
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import torch
 
@@ -33,7 +34,9 @@ from common.tasks.catalog import task_of
 from deploy.engine import InProcessGrid, run_in_process, run_on_ray
 from deploy.pictures import draw_pictures
 from deploy.run_folder import (
+    BASELINES,
     PLAN_FILE,
+    Baseline,
     Start,
     begin,
     best_model,
@@ -54,7 +57,6 @@ from server.rounds import PUBLIC
 log = logging.getLogger("fedct.run")
 
 Engine = Literal["in-process", "ray"]
-Baseline = Literal["pooled", "local"]
 POOLED = "pooled"
 """Name of the node that trains on all sites' cases; a baseline."""
 
@@ -63,7 +65,7 @@ def parse_baselines(text: str) -> tuple[Baseline, ...]:
     """The baselines in a comma-separated list."""
     chosen = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in chosen:
-        if name not in get_args(Baseline):
+        if name not in BASELINES:
             raise UsageError(
                 f"option --baselines got {name!r}, expected pooled, local or both"
             )
@@ -110,6 +112,7 @@ def simulate(
         engine: What carries the federated arm's messages; baselines always run in
             this process.
         baselines: "pooled" trains one model on all sites' cases, "local" one per site.
+            A resumed run keeps those it has.
         seed: Replaces the plan's seed.
         resume: Go on with the run in `out`.
         data_root: Replaces the plan's `data_root`.
@@ -135,8 +138,9 @@ def simulate(
     choose_device(device)
     root = (data_root or plan_path.parent / simulation.data_root).resolve()
     with held(out, plan, resume=resume):
-        run = _lay_out(plan, simulation, out, baselines, root, device)
-        start = begin(out, threads or torch.get_num_threads())
+        write_durable(out / PLAN_FILE, plan_toml(plan).encode())
+        start = begin(out, threads or torch.get_num_threads(), baselines)
+        run = _lay_out(plan, simulation, out, start.baselines, root, device)
         data = _take_in(run)
         intake_s = time.perf_counter() - began
         with torch_threads(start.threads):
@@ -173,7 +177,6 @@ def _lay_out(
     device: str,
 ) -> Run:
     text = plan_toml(plan)
-    write_durable(out / PLAN_FILE, text.encode())
     run = Run(
         folder=out,
         plan=plan,
@@ -240,7 +243,8 @@ def _open(run: Run, name: str) -> SiteData:
     try:
         return open_cases(run.site_folder(name), run.plan).data
     except FedctError as error:
-        raise type(error)(f"site {name!r}: {error}") from error
+        error.args = (f"site {name!r}: {error}",)
+        raise
 
 
 def _run_arms(run: Run, engine: Engine) -> list[ArmRecord]:

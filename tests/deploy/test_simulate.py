@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from common.errors import PlanError, RunError, UsageError
 from common.package import load_package
+from deploy.run_folder import begin
 from deploy.simulate import parse_baselines, simulate
 from server.app import BEST_FILE
 from server.report import read_record
@@ -128,6 +129,26 @@ def test_baselines_can_be_added_to_a_finished_run(plan_file, tmp_path):
     record = simulate(plan_file(), tmp_path / "run", resume=True, baselines=("pooled",))
     assert [arm.name for arm in record.arms] == ["federated", "pooled"]
     assert model_bytes(tmp_path / "run") == before
+
+
+def test_a_resumed_run_keeps_its_baselines_whether_finished_or_not(plan_file, tmp_path):
+    run = tmp_path / "run"
+    first = simulate(plan_file(), run, baselines=("pooled", "local"))
+    (run / "baselines" / "local-south" / "arm.json").unlink()  # as if killed before
+    again = simulate(plan_file(), run, resume=True)
+    assert [a.name for a in again.arms] == [a.name for a in first.arms]
+    assert [a.test for a in again.arms] == [a.test for a in first.arms]
+
+
+def test_a_damaged_note_of_the_start_is_named(tmp_path):
+    begin(tmp_path, 2, ("local",))
+    assert begin(tmp_path, 9, ("pooled",)).model_dump(exclude={"at"}) == {
+        "threads": 2,
+        "baselines": ("pooled", "local"),
+    }
+    (tmp_path / "started.json").write_text('{"at": 3}')
+    with pytest.raises(RunError, match=r"damaged started\.json"):
+        begin(tmp_path, 2)
 
 
 def test_classification_runs_on_the_same_road(plan_file, tmp_path):
