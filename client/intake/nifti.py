@@ -49,10 +49,13 @@ def label_maps(case: Case, grid: Grid, suffixes: tuple[str, ...]) -> Labels:
     """Segments of all label files of a case; the first that refuses ends it."""
     segments: list[Segment] = []
     for path in case.labels:
+        names = _names(path.parent)
+        if isinstance(names, Finding):
+            return (), (names,)
         more, found = read_label_map(
             path,
             grid,
-            names=_names(path.parent),
+            names=names,
             structure=structure_of(path, case, suffixes),
         )
         if any(finding.refuses for finding in found):
@@ -64,15 +67,27 @@ def label_maps(case: Case, grid: Grid, suffixes: tuple[str, ...]) -> Labels:
     return tuple(segments), notes_on("the label", segments, disjoint=one)
 
 
-def _names(folder: Path) -> dict[int, str]:
-    """Names by number from nnU-Net's dataset.json, in either of its two forms."""
+def _names(folder: Path) -> dict[int, str] | Finding:
+    """Names by number from nnU-Net's dataset.json, in either of its two forms.
+
+    A file that is there and can't be followed refuses: without its names the numbers
+    would be taken for other classes, or for none. Without `labels` it is none of ours.
+    """
     file = folder.parent / "dataset.json"
-    if not file.is_file() or file.stat().st_size > _JSON_BYTES_LIMIT:
+    if not file.is_file():
         return {}
     try:
-        labels = json.loads(file.read_bytes())["labels"].items()
-    except (ValueError, LookupError, AttributeError, TypeError):
-        return {}
+        with file.open("rb") as opened:
+            content = opened.read(_JSON_BYTES_LIMIT + 1)
+        if len(content) > _JSON_BYTES_LIMIT:
+            raise ValueError("too long")
+        labels = json.loads(content).get("labels", {}).items()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        sentence = (
+            "dataset.json beside the labels can't be read, expected nnU-Net's JSON "
+            f"with `labels`, at most {_JSON_BYTES_LIMIT} bytes; correct or remove it"
+        )
+        return Finding(Code.LABEL_UNREADABLE, sentence, refuses=True)
     names = {}
     for key, value in labels:
         if isinstance(value, int):  # version 2: name to number

@@ -129,6 +129,23 @@ def test_nnunet_folders_pair_by_name_and_take_names_from_the_json(
     assert len(found) == 3
 
 
+@pytest.mark.parametrize(
+    "text", ['{"labels": {"liver": 1}', '{"labels": [1]}', "[]", "[" * 99999]
+)
+def test_a_dataset_json_that_can_not_be_read_refuses_what_it_names(
+    tmp_path: Path, text: str
+) -> None:
+    save(tmp_path / "imagesTr" / "a_0000.nii.gz", ct())
+    save(tmp_path / "imagesTr" / "b_0000.nii.gz", ct())
+    save(tmp_path / "labelsTr" / "a.nii.gz", mask())
+    (tmp_path / "dataset.json").write_text(text)
+    found = read(tmp_path)
+    verdict, case = found["imagesTr/a_0000"]
+    assert case is None
+    assert [finding.code for finding in verdict.findings] == [Code.LABEL_UNREADABLE]
+    assert found["imagesTr/b_0000"][1] is not None  # it has no label to be named
+
+
 def test_a_training_label_goes_to_the_training_image_of_that_name(
     tmp_path: Path,
 ) -> None:
