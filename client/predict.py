@@ -23,17 +23,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.intake.dicom import read_dicom
+from client.intake.dicom import read_series
 from client.intake.group import counts_as_series
+from client.intake.images import read_images
 from client.intake.meta_file import SUFFIXES as METAIMAGE
 from client.intake.meta_file import load_metaimage
 from client.intake.nifti_file import SUFFIXES as NIFTI
 from client.intake.nifti_file import load_nifti, nifti_bytes
 from client.intake.pairs import find_cases
-from client.intake.run import Settled, read_source
 from client.intake.series import DicomSeries
 from client.intake.verdict import Code, Finding, SeriesVerdict
-from client.intake.volume_case import settle
+from client.intake.volume_case import Settled, settle
 from client.prediction import ClassFinding, Prediction
 from client.predictor import classify, network_of, segment
 from client.preview import classification_preview, segmentation_preview, write_png
@@ -79,6 +79,16 @@ class Job:
     """Its planes, where it is DICOM."""
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the model said of one series; the fields are those of `Prediction`."""
+
+    files: dict[str, str]
+    findings: list[ClassFinding] | None = None
+    probabilities: dict[str, float] | None = None
+    why_nifti: str | None = None
+
+
 def predict_series(
     package: ModelPackage,
     source: Source,
@@ -122,7 +132,8 @@ def predict_series(
 
 def format_of(path: Path) -> Literal["dicom", "nifti", "metaimage", "images"]:
     """What a source is made of, by the names at its top; DICOM if they do not say."""
-    names = [path.name] if not path.is_dir() else [p.name for p in path.iterdir()]
+    files = path.iterdir() if path.is_dir() else [path]
+    names = [file.name.lower() for file in files]
     if any(name == "manifest.csv" or name.endswith(".zip") for name in names):
         return "images"
     if any(name.endswith(NIFTI) for name in names):
@@ -133,23 +144,19 @@ def format_of(path: Path) -> Literal["dicom", "nifti", "metaimage", "images"]:
 def _read(
     source: Source, tell: Progress
 ) -> Iterator[tuple[SeriesVerdict, IntakeCase | None, DicomSeries | None]]:
+    """Each series without its labels, which no prediction needs."""
     path = Path(source.source)
-    if source.format != "dicom":
-        files = read_source(source, tell)
-        if source.format != "images":
-            suffixes = NIFTI if source.format == "nifti" else METAIMAGE
-            files = _read_volumes(path, suffixes, tell)
-        for verdict, case in files:
+    if source.format == "dicom":
+        yield from read_series(path, progress=tell)
+    elif source.format == "images":
+        pictures = read_images(path, where=source.where, labels=False)
+        for done, (verdict, case) in enumerate(pictures, start=1):
+            tell("series", done, done)
             yield verdict, case, None
-        return
-    seen: dict[str, DicomSeries] = {}
-
-    def remember(series: DicomSeries, *_: object) -> tuple[tuple[()], tuple[()]]:
-        seen[series.series] = series
-        return (), ()
-
-    for verdict, case in read_dicom(path, labels=remember, progress=tell):
-        yield verdict, case, seen.pop(verdict.series, None)
+    else:
+        suffixes = NIFTI if source.format == "nifti" else METAIMAGE
+        for verdict, case in _read_volumes(path, suffixes, tell):
+            yield verdict, case, None
 
 
 def _read_volumes(
@@ -169,7 +176,7 @@ def _read_volumes(
 
 
 def _settle(row: SeriesVerdict, path: Path) -> Settled:
-    load = load_nifti if path.name.endswith(NIFTI) else load_metaimage
+    load = load_nifti if path.name.lower().endswith(NIFTI) else load_metaimage
     return settle(row, lambda: load(path), lambda _grid: ((), ()))
 
 
@@ -188,25 +195,22 @@ def _predict(
     """Run the model on one series and write its files."""
     started = time.monotonic()
     stem = hashlib.sha256(job.case.series.encode()).hexdigest()[:12]
-    if package.plan.task.kind == "segmentation":
-        content = _segment(job, package, network, out / stem, device)
-    else:
-        content = _classify(job, package, network, out / stem, device)
-    prediction = Prediction.model_validate(
-        {
-            "plan_name": package.plan.plan.name,
-            "plan_digest": package.plan.digest,
-            "weights_sha256": package.weights_sha256,
-            "series": job.case.series,
-            "source": job.verdict.source,
-            "notes": [
-                f"{finding.code}: {finding.sentence}"
-                for finding in job.verdict.findings
-                if not finding.code.startswith("LABEL_")  # no label is needed here
-            ],
-            "seconds": round(time.monotonic() - started, 3),
-            **content,
-        }
+    work = _segment if package.plan.task.kind == "segmentation" else _classify
+    said = work(job, package, network, out / stem, device)
+    prediction = Prediction(
+        plan_name=package.plan.plan.name,
+        plan_digest=package.plan.digest,
+        weights_sha256=package.weights_sha256,
+        series=job.case.series,
+        source=job.verdict.source,
+        notes=[
+            f"{finding.code}: {finding.sentence}" for finding in job.verdict.findings
+        ],
+        findings=said.findings,
+        probabilities=said.probabilities,
+        files=said.files,
+        why_nifti=said.why_nifti,
+        seconds=round(time.monotonic() - started, 3),
     )
     text = prediction.model_dump_json(indent=2, exclude_none=True) + "\n"
     write_private(out / f"{stem}.json", text.encode())
@@ -220,7 +224,7 @@ def _segment(
     network: nn.Module,
     stem: Path,
     device: torch.device,
-) -> dict[str, object]:
+) -> Said:
     case, names = job.case, package.class_names
     mask = segment(network, case.volume, package.plan, device)
     file, why = _write_mask(job, mask, package, stem)
@@ -235,18 +239,16 @@ def _segment(
     write_png(preview, picture)
     counts = np.bincount(mask.array.ravel(), minlength=len(names) + 1)[1:]
     voxel_ml = mask.grid.voxel_mm3 / 1000.0
-    return {
-        "findings": [
-            ClassFinding(
-                name=name,
-                voxels=int(count),
-                volume_ml=float(count) * voxel_ml if case.has_spacing else None,
-            )
-            for name, count in zip(names, counts, strict=True)
-        ],
-        "files": {"mask": file.name, "preview": preview.name},
-        "why_nifti": why,
-    }
+    findings = [
+        ClassFinding(
+            name=name,
+            voxels=int(count),
+            volume_ml=float(count) * voxel_ml if case.has_spacing else None,
+        )
+        for name, count in zip(names, counts, strict=True)
+    ]
+    files = {"mask": file.name, "preview": preview.name}
+    return Said(files, findings=findings, why_nifti=why)
 
 
 def _write_mask(
@@ -279,13 +281,13 @@ def _classify(
     network: nn.Module,
     stem: Path,
     device: torch.device,
-) -> dict[str, object]:
+) -> Said:
     said = classify(network, job.case.volume, package.plan, device)
     named = dict(zip(package.class_names, said.probabilities, strict=True))
     preview = stem.with_name(f"{stem.name}_preview.png")
     picture = classification_preview(said.grey, said.warmth, said.spacing_mm, named)
     write_png(preview, picture)
-    return {"probabilities": named, "files": {"preview": preview.name}}
+    return Said({"preview": preview.name}, probabilities=named)
 
 
 def _make_folder(out: Path) -> None:

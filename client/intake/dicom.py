@@ -24,9 +24,10 @@ from client.intake.group import Group, Grouped, group_files
 from client.intake.header import FileHead
 from client.intake.pool import DecodeLimits, DecoderPool, Lost
 from client.intake.scan import scan_folder
-from client.intake.series import DicomIndex, LabelReader
+from client.intake.series import DicomIndex, DicomSeries, LabelReader
 from client.intake.values import check_pixels
 from client.intake.verdict import Code, Finding, SeriesVerdict
+from client.intake.volume_case import Settled
 from client.intake.voxels import decode_series, judge_voxels
 from common.case import IntakeCase, Segment
 from common.errors import GeometryError
@@ -45,8 +46,24 @@ def read_dicom(
     labels: LabelReader | None = None,
     progress: Progress | None = None,
     pool: DecoderPool | None = None,
-) -> Iterator[tuple[SeriesVerdict, IntakeCase | None]]:
+) -> Iterator[Settled]:
     """Verdict on every series below a folder, with a case for each accepted one.
+
+    As `read_series`, without the planes.
+    """
+    rows = read_series(root, limits=limits, labels=labels, progress=progress, pool=pool)
+    return ((verdict, case) for verdict, case, _ in rows)
+
+
+def read_series(
+    root: Path,
+    *,
+    limits: DecodeLimits | None = None,
+    labels: LabelReader | None = None,
+    progress: Progress | None = None,
+    pool: DecoderPool | None = None,
+) -> Iterator[tuple[SeriesVerdict, IntakeCase | None, DicomSeries | None]]:
+    """Verdict on every series below a folder, its case if accepted, and its planes.
 
     Rows for what is no image series come first, then the series sorted by name. The
     order and all contents are the same whatever order the file system lists files in.
@@ -66,10 +83,11 @@ def read_dicom(
     with nullcontext(pool) if pool else DecoderPool(limits or DecodeLimits()) as kept:
         grouped = _read_heads(root, kept, tell)
         for row in grouped.index.unreadable:
-            yield row, None
+            yield row, None, None
         for number, group in enumerate(grouped.groups):
             tell("series", number, len(grouped.groups))
-            yield _settle(group, grouped.index, kept, labels)
+            row, case = _settle(group, grouped.index, kept, labels)
+            yield row, case, group.series
         tell("series", len(grouped.groups), len(grouped.groups))
 
 
@@ -112,7 +130,7 @@ def _checked_head(reply: dict[str, object], path: Path) -> FileHead:
 
 def _settle(
     group: Group, index: DicomIndex, pool: DecoderPool, labels: LabelReader | None
-) -> tuple[SeriesVerdict, IntakeCase | None]:
+) -> Settled:
     """Take one series down the road until it is refused or has become a case."""
     series = group.series
     row = SeriesVerdict(series.series, series.patient, group.source, group.files)

@@ -11,6 +11,7 @@ false), because somebody else chose their window.
 
 import csv
 import io
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +43,7 @@ Row = Mapping[str, str]
 
 
 def read_images(
-    path: Path, *, where: Mapping[str, str] | None = None
+    path: Path, *, where: Mapping[str, str] | None = None, labels: bool = True
 ) -> Iterator[Settled]:
     """One verdict, and the case where accepted, for each patient and nodule.
 
@@ -50,6 +51,7 @@ def read_images(
         path: A folder or a `.zip` with `manifest.csv` at its top.
         where: Keep the rows whose columns have these values, as in {"vendor": "GE"};
             how one collection is divided into sites.
+        labels: Whether masks are read; without, a damaged one refuses nothing.
 
     Raises:
         IntakeError: No manifest, an unknown column, or no row that fits.
@@ -59,15 +61,19 @@ def read_images(
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for number, row in enumerate(rows):
         groups[_group(row, number)].append(row)
-    return _cases(path, groups)
+    return _cases(path, groups, ("image", "mask") if labels else ("image",))
 
 
 def _cases(
-    path: Path, groups: Mapping[tuple[str, str], Sequence[Row]]
+    path: Path,
+    groups: Mapping[tuple[str, str], Sequence[Row]],
+    columns: tuple[str, ...],
 ) -> Iterator[Settled]:
     with open_members(path) as source:
         for (patient, series), rows in groups.items():
-            yield _settle(source, patient, series, rows)
+            files = sum(bool(row.get(column)) for row in rows for column in columns)
+            verdict = SeriesVerdict(series, patient, rows[0]["image"], files)
+            yield _settle(source, verdict, rows, labels="mask" in columns)
 
 
 def _group(row: Row, number: int) -> tuple[str, str]:
@@ -79,14 +85,17 @@ def _group(row: Row, number: int) -> tuple[str, str]:
     return patient, f"{image}#{number}"
 
 
-def _settle(source: Members, patient: str, series: str, rows: Sequence[Row]) -> Settled:
-    rows = sorted(rows, key=_slice_number)
-    files = sum(bool(row.get(column)) for row in rows for column in ("image", "mask"))
-    verdict = SeriesVerdict(series, patient, rows[0]["image"], files)
+def _settle(
+    source: Members, verdict: SeriesVerdict, rows: Sequence[Row], *, labels: bool
+) -> Settled:
+    segments: tuple[Segment, ...] = ()
+    findings: tuple[Finding, ...] = ()
     try:
         with reading("a picture"):
+            rows = _in_order(rows)
             volume = _stack([_picture(source, row["image"]) for row in rows])
-            segments, findings = _masks(source, rows, volume)
+            if labels:
+                segments, findings = _masks(source, rows, volume)
     except RefusedError as refusal:
         return replace(verdict, findings=(refusal.finding,)), None
     verdict = replace(
@@ -99,8 +108,8 @@ def _settle(source: Members, patient: str, series: str, rows: Sequence[Row]) -> 
     if verdict.verdict is Verdict.REFUSE:
         return verdict, None
     return verdict, IntakeCase(
-        series,
-        patient,
+        verdict.series,
+        verdict.patient,
         volume,
         segments,
         attributes=_attributes(rows),
@@ -110,12 +119,22 @@ def _settle(source: Members, patient: str, series: str, rows: Sequence[Row]) -> 
     )
 
 
-def _slice_number(row: Row) -> float:
-    """Position in the stack; rows without a number keep their order."""
+def _in_order(rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows of one case by their place in the stack; as they stand if none has one."""
+    places = [(row.get("slice") or "").strip() for row in rows]
+    if len(rows) == 1 or not any(places):
+        return rows
     try:
-        return float(row.get("slice") or 0)
+        numbers = [float(place) for place in places]
     except ValueError:
-        return 0.0
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise RefusedError(
+            Code.UNREADABLE,
+            f"the column slice of {MANIFEST} has no number in some rows of the case, "
+            "expected one in each or in none; correct it",
+        )
+    return [rows[i] for i in sorted(range(len(rows)), key=numbers.__getitem__)]
 
 
 def _attributes(rows: Sequence[Row]) -> dict[str, str]:

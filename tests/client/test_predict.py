@@ -146,11 +146,12 @@ def nifti(path: Path, volume: Volume) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["", "ct.nii.gz"])
+@pytest.mark.parametrize("name", ["", "ct.nii.gz", "CT.NII", "ct.Nii.Gz"])
 def test_nifti_in_nifti_out_from_a_file_or_a_folder(tmp_path, name):
     (tmp_path / "in").mkdir()
     volume = sagittal()
-    nifti(tmp_path / "in" / "ct.nii.gz", volume)
+    plain = nifti(tmp_path / ("x.nii" if name.endswith("NII") else "x.nii.gz"), volume)
+    plain.rename(tmp_path / "in" / (name or "ct.nii.gz"))
     source = tmp_path / "in" / name
     assert format_of(source) == "nifti"
     (done,) = predict(source, tmp_path / "out", "nifti").done
@@ -177,6 +178,12 @@ def pictures(folder: Path) -> Path:
         Image.fromarray(grey.astype(np.uint8)).save(folder / f"{number}.png")
     (folder / "manifest.csv").write_text("image,patient\n0.png,a\n1.png,b\n")
     return folder
+
+
+def test_masks_of_pictures_do_not_matter(tmp_path):
+    folder = pictures(tmp_path / "in")
+    (folder / "manifest.csv").write_text("image,mask\n0.png,absent.png\n1.png,1.png\n")
+    assert len(predict(folder, tmp_path / "out", "images").done) == 2
 
 
 def test_pictures_have_no_millilitres(tmp_path):

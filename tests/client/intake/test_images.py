@@ -119,6 +119,16 @@ def test_rows_out_of_order_are_stacked_by_slice_number(tmp_path: Path) -> None:
     assert case.volume.grid.spacing_mm == (1.0, 1.0, 1.0)
 
 
+@pytest.mark.parametrize("place", ["IMG_9", "", "nan"])
+def test_a_slice_without_a_number_refuses_its_case(tmp_path: Path, place: str) -> None:
+    rows = [row(10), row(9, slice=place), row(30, slice=place, nodule="1")]
+    files = {f"{kind}{n}": picture(255) for kind in "im" for n in (9, 10, 30)}
+    (bad, nothing), (_, alone) = read_images(folder(tmp_path, rows, **files))
+    assert nothing is None
+    assert [finding.code for finding in bad.findings] == [Code.UNREADABLE]
+    assert alone is not None  # one picture has nothing to be put in order
+
+
 def test_a_manifest_of_images_alone_gives_a_case_a_row(tmp_path: Path) -> None:
     rows = [{"image": "i1.png", "kind": "x"}, {"image": "i2.png", "kind": "y"}]
     root = folder(tmp_path, rows, i1=picture(3), i2=picture(4))
