@@ -27,7 +27,8 @@ from common.task import Batch, Sums
 
 _RATES = ("precision", "recall", "f1")
 HIGHER_IS_BETTER = ("accuracy", "balanced_accuracy", "auc", *_RATES)
-"""Metrics that may pick the best model; the rates and auc also with `/class`."""
+"""Metrics that may pick the best model; the rates also with `/class`, and auc for
+classes that are ranked."""
 _SCORE = {"fine": 0.01, "limit": 20.0}
 """Scores are log odds; 20 is a probability of 1 - 2e-9."""
 _ATTRIBUTE = {"fine": 1e-3, "limit": 1e6}
@@ -43,11 +44,12 @@ class Classification:
 
     def __post_init__(self) -> None:
         allowed = [*HIGHER_IS_BETTER]
-        allowed += [f"{n}/{c}" for n in ("auc", *_RATES) for c in self.class_names]
+        allowed += [f"auc/{self.class_names[c]}" for c in self._ranked]
+        allowed += [f"{n}/{c}" for n in _RATES for c in self.class_names]
         if self.monitor not in allowed:
             raise PlanError(
-                f"plan evaluation.monitor got {self.monitor!r}, expected a metric of "
-                f"which more is better: {', '.join(allowed)}"
+                f"plan evaluation.monitor got {self.monitor!r}, expected a metric that "
+                "this plan measures and of which more is better: " + ", ".join(allowed)
             )
 
     @property

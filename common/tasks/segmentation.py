@@ -35,8 +35,10 @@ from common.metrics.surface import surface_distance
 from common.plan import Plan, SegmentationTask
 from common.task import Batch, Sums
 
-HIGHER_IS_BETTER = (*MEANS, "f1", "lesion_sensitivity")
+HIGHER_IS_BETTER = (*MEANS, "f1")
 """Metrics that may pick the best model, also with `/class` behind."""
+_OF_LESIONS = "lesion_sensitivity"
+"""One more, where the plan has lesions counted."""
 _SURFACE = ("assd_mm", "hd95_mm")
 _EVERY_LABEL = "*"
 
@@ -49,12 +51,12 @@ class Segmentation:
     """The whole experiment; its task is a segmentation."""
 
     def __post_init__(self) -> None:
-        allowed = [*HIGHER_IS_BETTER]
+        allowed = [*HIGHER_IS_BETTER, *([_OF_LESIONS] if self.settings.lesions else [])]
         allowed += [f"{name}/{c}" for name in allowed for c in self.class_names]
         if self.monitor not in allowed:
             raise PlanError(
-                f"plan evaluation.monitor got {self.monitor!r}, expected a metric of "
-                f"which more is better: {', '.join(allowed)}"
+                f"plan evaluation.monitor got {self.monitor!r}, expected a metric that "
+                "this plan measures and of which more is better: " + ", ".join(allowed)
             )
 
     @property
@@ -148,7 +150,7 @@ class Segmentation:
                 voxels = 2.0 * sums["tp"] + sums["fp"] + sums["fn"]
                 found["f1"] = 2.0 * sums["tp"] / voxels
             if "lesions" in sums:
-                found["lesion_sensitivity"] = sums["lesions_found"] / sums["lesions"]
+                found[_OF_LESIONS] = sums["lesions_found"] / sums["lesions"]
                 false_positives = sums["lesions_false_positive"]
                 found["lesion_fp_per_case"] = false_positives / sums["cases"]
         metrics: dict[str, float] = {}

@@ -201,7 +201,8 @@ def test_a_window_is_placed_by_the_seed(make_plan, make_case):
 
 def test_the_monitor_is_auc_for_two_classes_and_is_checked(make_plan):
     assert Classification(make_plan(task=TWO, model=NET)).monitor == "auc"
-    for wrong in ("dice", "loss", "recall/heart", "baseline_auc"):
+    # Of two classes only the second is ranked, so the first has no AUC of its own.
+    for wrong in ("dice", "loss", "recall/heart", "baseline_auc", "auc/benign"):
         with pytest.raises(PlanError, match=r"evaluation\.monitor"):
             Classification(
                 make_plan(task=TWO, model=NET, evaluation={"monitor": wrong})

@@ -211,6 +211,17 @@ def test_a_monitor_of_which_less_is_better_is_refused(make_plan, monitor):
         Segmentation(make_plan(evaluation={"monitor": monitor}))
 
 
+def test_lesions_pick_the_best_model_only_where_they_are_counted(make_plan):
+    for name in ("lesion_sensitivity", "lesion_sensitivity/organ"):
+        monitored = {"monitor": name}
+        counted = Segmentation(
+            make_plan(task={**TWO, "lesions": True}, evaluation=monitored)
+        )
+        assert counted.monitor == name
+        with pytest.raises(PlanError, match="that this plan measures"):
+            Segmentation(make_plan(task=TWO, evaluation=monitored))
+
+
 def test_the_monitor_is_dice_unless_the_plan_says_otherwise(make_plan, make_case):
     task = Segmentation(make_plan())
     assert task.monitor == "dice"
