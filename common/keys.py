@@ -7,8 +7,8 @@ folders of mode 0700 and files of mode 0600 keep others out.
 """
 
 from pathlib import Path
-from typing import TypeVar
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -16,14 +16,19 @@ from common.errors import JoinError
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
-AnyKey = TypeVar("AnyKey", ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey)
 
 
-def private_pem(key: PrivateKey) -> bytes:
-    """A private key as PEM (PKCS 8), not encrypted: services start without a person."""
+def private_pem(key: PrivateKey, *, openssh: bool = False) -> bytes:
+    """A private key as PEM, not encrypted, as services start without a person.
+
+    Args:
+        key: Any.
+        openssh: Whether it is written as OpenSSH does, for Flower, or as PKCS 8.
+    """
+    forms = serialization.PrivateFormat
     return key.private_bytes(
         serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
+        forms.OpenSSH if openssh else forms.PKCS8,
         serialization.NoEncryption(),
     )
 
@@ -35,19 +40,45 @@ def public_pem(key: PublicKey) -> str:
     ).decode()
 
 
-def read_key(path: Path, kind: type[AnyKey]) -> AnyKey:
-    """A private key of this kind from PEM.
+def openssh_line(key: ec.EllipticCurvePublicKey) -> str:
+    """A public key as one line of OpenSSH without a comment, as Flower registers it."""
+    return key.public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    ).decode()
+
+
+def read_ec_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """An elliptic-curve key from PEM, as PKCS 8 or as OpenSSH writes it.
 
     Raises:
         JoinError: There is none.
     """
-    try:
-        key = serialization.load_pem_private_key(read_pem(path), password=None)
-    except (ValueError, TypeError) as error:
-        raise damaged(path) from error
-    if not isinstance(key, kind):
+    key = _read_private(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise damaged(path)
     return key
+
+
+def read_signing_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    """An Ed25519 key from PEM.
+
+    Raises:
+        JoinError: There is none.
+    """
+    key = _read_private(path)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise damaged(path)
+    return key
+
+
+def _read_private(path: Path) -> object:
+    content = read_pem(path)
+    try:
+        if b"BEGIN OPENSSH" in content:
+            return serialization.load_ssh_private_key(content, password=None)
+        return serialization.load_pem_private_key(content, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise damaged(path) from error
 
 
 def read_pem(path: Path) -> bytes:

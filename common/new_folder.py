@@ -51,6 +51,18 @@ def new_folder(folder: Path, who: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_finished(folder: Path, maker: str) -> None:
+    """Check that the making of a folder was not interrupted.
+
+    Raises:
+        JoinError: It was.
+    """
+    if (folder / MARKER).exists():
+        raise JoinError(
+            f"folder is unfinished, expected one that `{maker}` completed; run it again"
+        )
+
+
 def _claim(folder: Path, descriptor: int, who: str) -> None:
     """Lock the folder, sweep what a killed process left, mark it."""
     try:

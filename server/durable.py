@@ -4,11 +4,19 @@ import os
 from pathlib import Path
 
 
-def write_durable(path: Path, content: bytes) -> None:
-    """Replace a file: write beside it, sync, rename, sync the folder."""
+def write_durable(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Replace a file: write beside it, sync, rename, sync the folder.
+
+    Args:
+        path: The file.
+        content: All of it.
+        mode: Of the file from its first instant, less the umask.
+    """
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # a killed process's; its mode would stay
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
