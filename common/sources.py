@@ -6,6 +6,11 @@ from pydantic import Field, model_validator
 
 from common.plan_section import Name, Section
 
+POOLED = "pooled"
+"""Name of the node that trains on all sites' cases; a baseline."""
+PUBLIC = "public"
+"""Name of the node that holds the server's public cases; it never trains."""
+
 
 class Source(Section):
     """Where one site's images lie, and what they are."""
@@ -23,7 +28,7 @@ class SimulatedSite(Source):
     """`[[simulation.sites]]`: one hospital of the rehearsal."""
 
     name: Name
-    """Name of the site."""
+    """Name of the site; not that of a node which a rehearsal has besides."""
 
 
 class Simulation(Section):
@@ -42,4 +47,9 @@ class Simulation(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"site name {twice[0]!r} is used twice")
+        if taken := [name for name in names if name in (POOLED, PUBLIC)]:
+            raise ValueError(
+                f"site name {taken[0]!r} is that of a rehearsal's own node; rename the "
+                "site"
+            )
         return self

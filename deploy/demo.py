@@ -11,13 +11,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from common.errors import RunError
+from common.sources import PUBLIC
 from deploy.phantom.awkward import write_awkward
 from deploy.phantom.hospital import write_hospital
 from deploy.phantom.scanner import HOSPITALS
 from deploy.progress import tell_phantom
 from deploy.simulate import simulate
 from server.record import RunRecord
-from server.rounds import PUBLIC
 
 AWKWARD_SITE = "west"
 """The hospital whose export holds the awkward series too."""

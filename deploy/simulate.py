@@ -29,7 +29,7 @@ from common.package import PackageFacts, save_package
 from common.parameters import to_state
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
-from common.sources import Simulation, Source
+from common.sources import POOLED, PUBLIC, Simulation, Source
 from common.tasks.catalog import task_of
 from deploy.engine import InProcessGrid, run_in_process, run_on_ray
 from deploy.pictures import draw_pictures
@@ -52,13 +52,10 @@ from server.durable import write_durable
 from server.federation import Arm, first_model
 from server.record import ArmRecord, RunRecord, SiteRecord
 from server.report import write_report
-from server.rounds import PUBLIC
 
 log = logging.getLogger("fedct.run")
 
 Engine = Literal["in-process", "ray"]
-POOLED = "pooled"
-"""Name of the node that trains on all sites' cases; a baseline."""
 
 
 def parse_baselines(text: str) -> tuple[Baseline, ...]:
@@ -153,18 +150,12 @@ def simulate(
 
 
 def _simulation_of(plan: Plan, name: str) -> Simulation:
-    """The plan's sites, their names free of those that a rehearsal needs itself."""
+    """Where the plan's sites lie."""
     if plan.simulation is None:
         raise PlanError(
             f"plan {name!r} has no [simulation], expected the sites to rehearse with; "
             "see `fedct plan new`"
         )
-    for site in plan.simulation.sites:
-        if site.name in (POOLED, PUBLIC):
-            raise PlanError(
-                f"plan {name!r} calls a site {site.name!r}, expected another name, "
-                "because rehearsals have a node of this name; rename the site"
-            )
     return plan.simulation
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from common.errors import ContributionError, QuorumError, RunError
 from common.parameters import digest_of, to_vector
 from common.plan import Plan
+from common.sources import PUBLIC
 from common.task import Sums, add_sums
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.federation import Arm, Federation, first_model, judge
@@ -27,9 +28,6 @@ from server.server_step import ServerState, first_state, server_step
 from server.summary import best_round, mean_metrics, stop_reason
 
 log = logging.getLogger("fedct.run")
-
-PUBLIC = "public"
-"""Name of the node that holds the server's public cases; it never trains."""
 
 
 def run_arm(

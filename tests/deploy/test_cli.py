@@ -168,8 +168,16 @@ def test_a_fresh_process_without_a_home_prints_json_alone(plan_file, tmp_path):
         (("[32, 32]", "[512, 512]"), PlanError, ["site 'north'", "smaller patch"]),
         (('["nodule"]', '["heart"]'), PlanError, ["site 'north'", "LABEL_MISSING"]),
         (("[data]", "[data]\nmin_cases = 99"), PlanError, ["data.min_cases"]),
-        (('name = "south"', 'name = "pooled"'), PlanError, ["another name"]),
-        (('name = "south"', 'name = "public"'), PlanError, ["another name"]),
+        (
+            ('name = "south"', 'name = "pooled"'),
+            PlanError,
+            ["'pooled' is that of", "rename"],
+        ),
+        (
+            ('name = "south"', 'name = "public"'),
+            PlanError,
+            ["'pooled' is that of", "rename"],
+        ),
         (('name = "south"', 'name = "north"'), PlanError, ["used twice"]),
         (('data_root = "data"', 'data_root = "dada"'), IntakeError, ["site 'north'"]),
     ],
