@@ -3,8 +3,9 @@
 The same file runs in simulation and in a real federation, so it holds nothing that
 belongs to one hospital (paths, device, policy). The one exception is `[simulation]`,
 which says where the sites of a rehearsal lie on this machine; it is left out of the
-plan's hash, and hospitals ignore it. A hospital approves the hash: two plans with one
-hash train the same model on the same data in the same order.
+plan's hash, and hospitals ignore it. A hospital approves the hash: with the same data,
+versions and hardware, two plans with one hash train the same model. It does not say
+which data that is.
 
 Every key is typed, unknown keys are refused, and errors name the key and its line
 (`common.plan_file`).
@@ -26,6 +27,7 @@ from common.plan_section import (
     Positive,
     Section,
 )
+from common.plan_task import ClassificationTask, SegmentationTask
 from common.sources import Simulation
 
 PLAN_VERSION: Final = 1
@@ -42,51 +44,6 @@ class About(Section):
     """Version of the plan format."""
     seed: int = Field(default=1, ge=0, lt=2**32)
     """Root of every random choice: split, initial weights, patches, augmentation."""
-
-
-class SegmentationTask(Section):
-    """`[task] kind = "segmentation"`: a label per voxel."""
-
-    kind: Literal["segmentation"]
-    classes: dict[str, list[str]] = Field(min_length=1, max_length=254)
-    """Class name to the label names it is made of (segment label, ROI name, number of a
-    label map); `"*"` takes every label. Where classes overlap, the later one wins."""
-    lesions: bool = False
-    """Whether connected parts are lesions, to be counted one by one."""
-
-
-class ClassRule(Section):
-    """Which cases belong to one class of a classification."""
-
-    name: str = Field(min_length=1)
-    """Class name, as shown in the report."""
-    equals: list[str] | None = None
-    """The attribute is one of these texts."""
-    below: float | None = None
-    """The attribute, as a number, is below this."""
-    above: float | None = None
-    """The attribute, as a number, is above this."""
-
-    @model_validator(mode="after")
-    def _one_condition(self) -> Self:
-        given = [self.equals, self.below, self.above]
-        if sum(condition is not None for condition in given) != 1:
-            raise ValueError("expected exactly one of equals, below, above")
-        return self
-
-
-class ClassificationTask(Section):
-    """`[task] kind = "classification"`: a label per case."""
-
-    kind: Literal["classification"]
-    attribute: str
-    """The attribute of a case (column of a manifest) that holds the truth."""
-    classes: list[ClassRule] = Field(min_length=2, max_length=100)
-    """First class is 0; for two classes the second is the positive one. A case that
-    fits none is left out, and counted as left out."""
-    baseline_attribute: str | None = None
-    """A number known without any image (a diameter, say) whose own AUC is reported
-    beside the model's."""
 
 
 class Model(Section):
@@ -158,8 +115,9 @@ class Training(Section):
     steps: Count | None = None
     """Optimiser steps per round, the same at every site."""
     epochs: Positive | None = None
-    """Instead of steps: passes over a site's training cases per round, one patch a
-    case, so that a site with more cases takes more steps."""
+    """Instead of steps: as many patches per round as so many passes over a site's
+    training cases would have, one patch a case, drawn with replacement. A site with
+    more cases takes more steps."""
     batch_size: Count
     """Patches per step."""
     patch: list[Count] = Field(min_length=2, max_length=3)
@@ -276,8 +234,8 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        for complaint in _disagreements(self):
-            raise ValueError(complaint)
+        if said := _disagreements(self):
+            raise ValueError("\n".join(said))  # a line each, see `common.plan_file`
         return self
 
     @cached_property

@@ -40,7 +40,7 @@ def parse_plan(text: str, name: str = "plan") -> Plan:
     try:
         return Plan.model_validate(content)
     except ValidationError as error:
-        complaints = [_complaint(text, dict(e)) for e in error.errors()]
+        complaints = [c for e in error.errors() for c in _complaints(text, dict(e))]
         raise PlanError(
             f"plan {name!r} is not valid, {len(complaints)} to mend:\n  "
             + "\n  ".join(complaints)
@@ -61,13 +61,18 @@ def plan_toml(plan: Plan, *, with_simulation: bool = True) -> str:
     return f"# plan hash {plan.digest}\n\n{tomli_w.dumps(content)}"
 
 
-def _complaint(text: str, error: dict[str, object]) -> str:
+def _complaints(text: str, error: dict[str, object]) -> list[str]:
+    """One error as lines; what the plan as a whole does not allow may be several."""
+    said = str(error["msg"]).removeprefix("Value error, ").splitlines()
+    return [_complaint(text, error, message) for message in said]
+
+
+def _complaint(text: str, error: dict[str, object], message: str) -> str:
     """One line: where, what was found, what was expected."""
     location = error["loc"]
     assert isinstance(location, tuple)
     # pydantic puts the chosen member of a union into the path; a TOML file has none.
     path = [part for part in location if part not in ("segmentation", "classification")]
-    message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message = "unknown key"
     elif error["type"] == "missing":

@@ -22,7 +22,8 @@ from common.gradcam import grad_cam
 from common.inference import box, pad_to, predict_class_logits, window_at
 from common.losses import classification_loss
 from common.metrics.ranking import BINS, auc_of, score_bins
-from common.plan import ClassificationTask, ClassRule, Plan
+from common.plan import Plan
+from common.plan_task import ClassificationTask, ClassRule
 from common.task import Batch, Sums
 
 _RATES = ("precision", "recall", "f1")
@@ -31,6 +32,7 @@ HIGHER_IS_BETTER = ("accuracy", "balanced_accuracy", "auc", *_RATES)
 classes that are ranked."""
 _SCORE = {"fine": 0.01, "limit": 20.0}
 """Scores are log odds; 20 is a probability of 1 - 2e-9."""
+TARGET_VERSION = 1
 _ATTRIBUTE = {"fine": 1e-3, "limit": 1e6}
 """Baseline numbers, told apart from 4 % on, between 0.001 and a million."""
 
@@ -73,6 +75,11 @@ class Classification:
         """The plan's; else AUC for two classes, accuracy for more."""
         default = "auc" if self.out_channels == 2 else "accuracy"
         return self.plan.evaluation.monitor or default
+
+    @property
+    def target_version(self) -> int:
+        """See `Task`; the rules of `target` below."""
+        return TARGET_VERSION
 
     def target(self, case: IntakeCase) -> Target:
         """The first class whose rule the attribute fits; left out where none does."""

@@ -32,7 +32,8 @@ from common.losses import segmentation_loss
 from common.metrics.lesions import count_lesions
 from common.metrics.overlap import COUNT, MEANS, mean_of, overlap_sums, voxel_pairs
 from common.metrics.surface import surface_distance
-from common.plan import Plan, SegmentationTask
+from common.plan import Plan
+from common.plan_task import SegmentationTask
 from common.task import Batch, Sums
 
 HIGHER_IS_BETTER = (*MEANS, "f1")
@@ -41,6 +42,7 @@ _OF_LESIONS = "lesion_sensitivity"
 """One more, where the plan has lesions counted."""
 _SURFACE = ("assd_mm", "hd95_mm")
 _EVERY_LABEL = "*"
+TARGET_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ class Segmentation:
     def monitor(self) -> str:
         """The plan's, or Dice."""
         return self.plan.evaluation.monitor or "dice"
+
+    @property
+    def target_version(self) -> int:
+        """See `Task`; the rules of `target` below."""
+        return TARGET_VERSION
 
     def target(self, case: IntakeCase) -> Target:
         """A class per voxel from the case's labels; the later class wins.

@@ -367,7 +367,7 @@ def test_a_pooled_site_has_all_members_cases_and_takes_all_their_steps(
     assert update.steps == len(drawn) == 2 * plan.training.steps
 
 
-def test_with_epochs_each_case_is_seen_as_often_at_every_site_and_pooled(
+def test_with_epochs_a_site_takes_steps_by_its_cases_and_pooled_takes_their_sum(
     make_site, tmp_path, drawn
 ):
     plan = slices(training__steps=None, training__epochs=3.0, training__batch_size=2)

@@ -45,11 +45,43 @@ def test_the_hash_does_not_depend_on_the_order_of_keys():
         ({"preprocessing__window_hu": [400.0, -1000.0]}, "is empty"),
         ({"plan__name": "Not A Name"}, "pattern"),
         ({"training__learning_rate": float("inf")}, "finite"),
+        ({"task__classes": {"a": ["x"], " a": ["y"]}}, "'a' is used twice"),
+        ({"task__classes": {"": ["x"]}}, "at least 1 character"),
+        ({"task__classes": {"a": []}}, "at least 1 item"),
+        ({"task__classes": {"a": [" "]}}, "at least 1 character"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_by_name(changes, named):
     with pytest.raises(ValidationError, match=named):
         plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ({"name": "benign", "above": 3.0}, "class name 'benign' is used twice"),
+        ({"name": " ", "above": 3.0}, "at least 1 character"),
+        ({"name": "malignant", "above": float("nan")}, "finite"),
+        ({"name": "malignant", "below": float("inf")}, "finite"),
+        ({"name": "malignant", "equals": []}, "at least 1 item"),
+    ],
+)
+def test_a_class_that_cannot_be_told_or_filled_is_refused(rule, named):
+    task = {
+        "kind": "classification",
+        "attribute": "score",
+        "classes": [{"name": "benign", "below": 3.0}, rule],
+    }
+    content = plan().model_dump() | {"task": task}
+    with pytest.raises(ValidationError, match=named):
+        Plan.model_validate(content)
+
+
+@pytest.mark.parametrize("name", ["public", "pooled"])
+def test_a_site_may_not_be_called_like_a_node_of_the_rehearsal(name):
+    sites = [{"name": n, "source": n} for n in ("a", name)]
+    with pytest.raises(ValidationError, match=f"{name!r} is that of a rehearsal's own"):
+        Plan.model_validate({**plan().model_dump(), "simulation": {"sites": sites}})
 
 
 def test_quorum_above_the_number_of_sites_is_refused():

@@ -10,15 +10,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from common import plan, sources
+from common import plan, plan_task, sources
 from common.plan import Plan
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
 SECTIONS: dict[str, type[BaseModel]] = {
     "`[plan]`": plan.About,
-    "`[task]` for segmentation": plan.SegmentationTask,
-    "`[task]` for classification": plan.ClassificationTask,
-    "`[[task.classes]]`: one class of a classification": plan.ClassRule,
+    "`[task]` for segmentation": plan_task.SegmentationTask,
+    "`[task]` for classification": plan_task.ClassificationTask,
+    "`[[task.classes]]`: one class of a classification": plan_task.ClassRule,
     "`[model]`": plan.Model,
     "`[preprocessing]`": plan.Preprocessing,
     "`[training]`": plan.Training,

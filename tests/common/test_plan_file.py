@@ -35,6 +35,17 @@ def test_every_complaint_is_listed_at_once():
     assert "federation.round: unknown key" in said
 
 
+def test_all_that_does_not_fit_together_is_listed_with_its_lines():
+    text = SEGMENTATION.replace("[8, 8, 8]", "[8, 8]").replace(
+        "patch", 'loss = "focal"\npatch'
+    )
+    said, lines = complaint(text), text.splitlines()
+    assert "2 to mend" in said
+    patch, loss = lines.index("patch = [8, 8]"), lines.index('loss = "focal"')
+    assert f"line {patch + 1}: training.patch has 2 numbers" in said
+    assert f"line {loss + 1}: training.loss 'focal' does not fit" in said
+
+
 def test_a_missing_key_names_the_line_of_its_table():
     text = SEGMENTATION.replace("batch_size = 2\n", "")
     number = 1 + text.splitlines().index("[training]")
