@@ -171,12 +171,12 @@ def test_a_fresh_process_without_a_home_prints_json_alone(plan_file, tmp_path):
         (
             ('name = "south"', 'name = "pooled"'),
             PlanError,
-            ["'pooled' is that of", "rename"],
+            ["is that of a rehearsal's own node"],
         ),
         (
             ('name = "south"', 'name = "public"'),
             PlanError,
-            ["'pooled' is that of", "rename"],
+            ["is that of a rehearsal's own node"],
         ),
         (('name = "south"', 'name = "north"'), PlanError, ["used twice"]),
         (('data_root = "data"', 'data_root = "dada"'), IntakeError, ["site 'north'"]),
