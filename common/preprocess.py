@@ -18,6 +18,7 @@ from jaxtyping import Float16, Num, UInt8
 
 from common.errors import GeometryError
 from common.plan import Plan, Preprocessing
+from common.tasks.catalog import task_of
 from common.volume import (
     Grid,
     Volume,
@@ -97,9 +98,9 @@ def to_source(mask: Volume, source_grid: Grid) -> Volume:
 def recipe_digest(plan: Plan) -> str:
     """sha256 (hex) of all in a plan that decides what a prepared case looks like.
 
-    That is the preprocessing, the rules that turn labels into a target and the version
-    of this module. Patch size, model, loss and rounds do not matter: plans that differ
-    only there share prepared cases.
+    That is the preprocessing, the rules that turn labels into a target and the versions
+    of this module and of those rules. Patch size, model, loss and rounds do not matter:
+    plans that differ only there share prepared cases.
     """
     rules = plan.task.model_dump(mode="json", exclude={"lesions"})
     rules["classes"] = list(
@@ -109,6 +110,7 @@ def recipe_digest(plan: Plan) -> str:
     )
     recipe = {
         "version": PREPROCESSING_VERSION,
+        "target_version": task_of(plan).target_version,
         "preprocessing": plan.preprocessing.model_dump(mode="json"),
         "task": rules,
     }

@@ -56,6 +56,14 @@ class Task(Protocol):
         """Key of `summarise` that picks the best model; higher is better."""
         ...
 
+    @property
+    def target_version(self) -> int:
+        """Raised when `target` gives another answer on the same case and plan.
+
+        It is part of the recipe, so stores prepare anew what was made by older rules.
+        """
+        ...
+
     def target(self, case: IntakeCase) -> Target:
         """What is to be learnt from a case, on its own grid."""
         ...

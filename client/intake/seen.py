@@ -9,6 +9,7 @@ whose voxels are the same are then still found in the store.
 
 import functools
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ from pathlib import Path
 
 import client.intake
 import client.labels
+import common.case
+import common.preprocess
 import common.tasks
+import common.volume
 from client.intake.table import row_of, verdict_of
 from client.intake.verdict import SeriesVerdict
 from client.private_files import write_private
@@ -26,6 +30,9 @@ from common.preprocess import recipe_digest
 from common.sources import Source
 
 SEEN_FILE = "intake.json"
+_PACKAGES = (client.intake, client.labels, common.tasks)
+_MODULES = (common.case, common.preprocess, common.volume)
+"""With the packages: the code that verdicts and prepared cases come from."""
 
 Outcome = tuple[SeriesVerdict, str | None]
 """A row of the table and the store's key of its case, None where it was refused."""
@@ -93,8 +100,10 @@ def _line(name: bytes, stat: os.stat_result) -> bytes:
 @functools.cache
 def _judges() -> str:
     """sha256 (hex) of the modules that decide on verdicts and prepared cases."""
+    paths = [Path(inspect.getfile(module)) for module in _MODULES]
+    for package in _PACKAGES:
+        paths += sorted(Path(package.__path__[0]).glob("*.py"))
     digest = hashlib.sha256()
-    for package in (client.intake, client.labels, common.tasks):
-        for path in sorted(Path(package.__path__[0]).glob("*.py")):
-            digest.update(path.read_bytes())
+    for path in paths:
+        digest.update(path.read_bytes())
     return digest.hexdigest()

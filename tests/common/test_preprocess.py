@@ -104,5 +104,7 @@ def test_recipe_changes_with_what_a_prepared_case_depends_on_and_nothing_else(
     ]
     digests = {recipe_digest(plan) for plan in others}
     assert len(digests | {same}) == 5
-    monkeypatch.setattr("common.preprocess.PREPROCESSING_VERSION", 2)
-    assert recipe_digest(plan_of()) not in digests | {same}
+    for rules in ("preprocess.PREPROCESSING", "tasks.segmentation.TARGET"):
+        monkeypatch.setattr(f"common.{rules}_VERSION", 2)
+        assert recipe_digest(plan_of()) not in digests | {same}
+        monkeypatch.undo()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import client.intake.run as run
+import client.intake.seen as seen
 from client.intake.run import open_store, take_in
 from client.intake.verdict import Code, IntakeCount, Verdict
 from client.secret import pseudonym
@@ -135,6 +136,23 @@ def test_any_change_is_looked_at(folder, tmp_path, monkeypatch, change):
     data = take_in(source_of(folder), root, plan)
     assert len(looked) == 1
     assert data.count.accepted == {"added": 7, "removed": 5}.get(change, 6)
+
+
+@pytest.mark.parametrize(
+    "module", ["intake/values", "labels/seg", "tasks/segmentation", "volume", "case"]
+)
+def test_a_change_of_the_code_that_judges_is_a_change(folder, monkeypatch, module):
+    before = seen.fingerprint(source_of(folder), plan_of())
+    real = Path.read_bytes
+
+    def edited(path):
+        return real(path) + b"#" * path.match(f"*/{module}.py")
+
+    seen._judges.cache_clear()
+    monkeypatch.setattr(Path, "read_bytes", edited)
+    after = seen.fingerprint(source_of(folder), plan_of())
+    seen._judges.cache_clear()
+    assert after != before
 
 
 def test_damaged_entry_is_prepared_anew_and_said(folder, tmp_path, caplog):

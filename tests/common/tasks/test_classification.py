@@ -66,6 +66,21 @@ def test_numbers_are_sorted_by_the_rules(make_plan, text, label):
     assert task.target(_intake(score=text)).label == label
 
 
+def test_the_version_goes_up_when_the_rules_of_the_target_change(make_plan):
+    """A store keeps targets by this number: change both lines below together."""
+    task = Classification(make_plan(task=TWO, model=NET))
+    found = [
+        task.target(_intake(score=text, diameter="7")) for text in ("2", "3", " 4", "x")
+    ]
+    assert task.target_version == 1
+    assert [(t.label, dict(t.attributes)) for t in found] == [
+        (0, {"diameter": 7.0}),
+        (None, {}),
+        (1, {"diameter": 7.0}),
+        (None, {}),
+    ]
+
+
 @pytest.mark.parametrize("text", ["3", "3.0", "nan", "unsure", "", "inf "])
 def test_what_fits_no_class_is_left_out_without_its_value(make_plan, text):
     target = Classification(make_plan(task=TWO, model=NET)).target(_intake(score=text))

@@ -57,6 +57,16 @@ def test_the_later_class_wins_and_the_overlap_is_counted(make_plan):
     assert target.left_out is None
 
 
+def test_the_version_goes_up_when_the_rules_of_the_target_change(make_plan):
+    """A store keeps targets by this number: change both lines below together."""
+    labels = (("GTV-1", np.s_[0, :2]), (" TUMOUR", np.s_[1]), ("lung", np.s_[0, 1:3]))
+    task = Segmentation(make_plan(task=TWO))
+    mask = task.target(_intake(*labels)).mask
+    none = Segmentation(make_plan()).target(_intake(*labels)).mask
+    assert task.target_version == 1
+    assert (mask[0, :, 0].tolist(), mask[1, 0, 0], none) == ([2, 2, 1, 0], 1, None)
+
+
 def test_several_labels_make_one_class_without_an_overlap(make_plan):
     task = {"kind": "segmentation", "classes": {"lung": ["left", "right"]}}
     case = _intake(("left", np.s_[0]), ("right", np.s_[0, 0]), ("heart", np.s_[1]))
