@@ -48,9 +48,9 @@ class SiteRound(Record):
     train_s: float = 0.0
     """Seconds in optimiser steps at the site."""
     bytes_down: int = 0
-    """Size of the order, as serialised."""
+    """Bytes of the order's vectors, without headers."""
     bytes_up: int = 0
-    """Size of the reply, as serialised."""
+    """Bytes of the reply's vectors, without headers."""
 
 
 class RoundRecord(Record):
@@ -94,7 +94,7 @@ class ArmRecord(Record):
     public: Metrics = {}
     """Metrics on the server's public cases, when the plan has them."""
     seconds: float
-    """Wall time of the arm."""
+    """Wall time of its rounds, added up; the test at the end is not in it."""
 
 
 class SiteRecord(Record):
@@ -148,7 +148,7 @@ class RunRecord(Record):
     finished: str
     """ISO 8601, UTC."""
     seconds: float
-    """Wall time of all arms, intake included."""
+    """Wall time of intake and of all rounds of all arms."""
     intake_s: float
     """Wall time of intake."""
     peak_memory_bytes: int
@@ -162,4 +162,4 @@ class RunRecord(Record):
     versions: dict[str, str]
     """Package to version."""
     device: str
-    """What trained: "cpu (2 threads)", or the GPU's name."""
+    """What trained: "cpu (2 threads, 4 cores)", or the GPU's name."""
