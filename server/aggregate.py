@@ -18,6 +18,8 @@ from common.errors import ContributionError, QuorumError
 
 MAX_CASES = 1_000_000
 """Most training cases that a site may claim."""
+MAX_NORM = 1e6
+"""Largest Euclidean norm of an update that can be honest."""
 _CHUNK = 1 << 16
 """Parameters folded at a time: 256 KiB, so that a chunk stays in the cache."""
 
@@ -25,21 +27,17 @@ _CHUNK = 1 << 16
 class WeightedMean:
     """One round's mean: `add` each reply in roster order, then read `mean` once."""
 
-    def __init__(
-        self, num_params: int, *, min_sites: int, max_norm: float = 1e6
-    ) -> None:
+    def __init__(self, num_params: int, *, min_sites: int) -> None:
         """Start at zero.
 
         Args:
             num_params: P, the length of every update vector.
             min_sites: Fewest accepted sites whose mean may be used.
-            max_norm: Largest Euclidean norm of an update that can be honest.
         """
         self._sum = np.zeros(num_params, dtype=np.float32)
         self._scratch = np.empty(min(_CHUNK, num_params), dtype=np.float32)
         self._weights: dict[str, float] = {}
         self._min_sites = min_sites
-        self._max_norm = max_norm
 
     @property
     def weights(self) -> dict[str, float]:
@@ -74,10 +72,10 @@ class WeightedMean:
                 f"expected above 0 and at most {MAX_CASES}"
             )
         norm = _norm(delta)
-        if not norm <= self._max_norm:
+        if not norm <= MAX_NORM:
             raise ContributionError(
                 f"site {site!r} sent an update of norm {norm:g}, expected a finite one "
-                f"of at most {self._max_norm:g}; its training has diverged"
+                f"of at most {MAX_NORM:g}; its training has diverged"
             )
         for start in range(0, delta.size, _CHUNK):
             part = delta[start : start + _CHUNK]
@@ -103,7 +101,10 @@ class WeightedMean:
 
 
 def _norm(vector: Float32[np.ndarray, " P"]) -> float:
-    """Euclidean norm in float64 over chunks; not finite if any element is not."""
+    """Euclidean norm; float32 inside a chunk, float64 over chunks.
+
+    Not finite if any element is not.
+    """
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, vector.size, _CHUNK):
