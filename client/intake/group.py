@@ -159,7 +159,8 @@ def _series_name(plane: SliceHeader, root: Path) -> str:
     if plane.series_uid is not None:
         return plane.series_uid
     matrix = plane.pixels and (plane.pixels.rows, plane.pixels.columns)
-    orientation = plane.orientation and [round(v, 3) for v in plane.orientation]
+    # Plus 0.0, because -0.0 and 0.0 are one direction and two texts.
+    orientation = plane.orientation and [round(v, 3) + 0.0 for v in plane.orientation]
     constant = (
         printable(plane.path.parent, root),
         plane.study_uid,

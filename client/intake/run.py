@@ -30,7 +30,7 @@ from common.plan import Plan
 from common.sources import Source
 from common.tasks.catalog import task_of
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("fedct.intake")
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done ("files" or "series"), how many are done, and of how many;

@@ -26,11 +26,13 @@ def score_bins(
     """Histogram of scores.
 
     Args:
-        scores: Any real numbers; beyond +-limit they fall in the outer bins.
+        scores: Any real numbers or infinities; beyond +-limit they fall in the outer
+            bins.
         fine: Where the bins go over from linear to logarithmic.
         limit: Largest absolute score that is told apart.
     """
-    place = np.arcsinh(np.asarray(scores) / fine) / np.arcsinh(limit / fine)
+    inside = np.clip(scores, -limit, limit)  # no int64 holds the place of infinity
+    place = np.arcsinh(inside / fine) / np.arcsinh(limit / fine)
     bins = np.floor((place + 1.0) / 2.0 * BINS).astype(np.int64)
     counts = np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
     return counts.astype(np.float64)

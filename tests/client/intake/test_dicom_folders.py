@@ -110,6 +110,19 @@ def test_files_without_preamble_or_meta_are_read(tmp_path, write_series, read):
     np.testing.assert_array_equal(case.volume.array, written.hu)
 
 
+def test_noise_about_zero_does_not_split_a_series_without_uid(
+    tmp_path, write_series, read
+):
+    def edit(image: Dataset, d: int) -> None:
+        image.SeriesInstanceUID = ""
+        noise = "-0.00001" if d % 2 else "0.00001"
+        image.ImageOrientationPatient = ["1", noise, "0", "0", "1", noise]
+
+    write_series(tmp_path, edit=edit)
+    [(_, case)] = read(tmp_path)
+    assert case.volume.array.shape[0] == 5
+
+
 def test_two_series_without_uids_in_one_folder_do_not_mix(tmp_path, write_series, read):
     for number in range(2):
 

@@ -41,6 +41,13 @@ def test_ties_count_one_half_as_in_scikit_learn():
     assert auc == roc_auc_score(labels, scores) == 0.75
 
 
+@pytest.mark.parametrize("far", [1e306, np.inf])
+def test_scores_beyond_the_limit_fall_in_the_outer_bins(far):
+    counts = score_bins(np.array([far, 2e6, 0.0, -far]), fine=1e-3, limit=1e6)
+    assert np.flatnonzero(counts).tolist() == [0, BINS // 2, BINS - 1]
+    assert counts[BINS - 1] == 2
+
+
 def test_histograms_of_two_sites_give_the_auc_of_all_pairs():
     # Inside each site the ranking is perfect, between the sites it is not.
     here = np.array([1.0, 2.0]), np.array([0, 1])
