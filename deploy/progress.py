@@ -21,7 +21,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from common.tasks.catalog import task_of
 from server.record import RoundRecord, SiteRound
 
 log = logging.getLogger("fedct.run")
@@ -87,14 +86,12 @@ class ProgressHandler(logging.Handler):
         self._now(f"intake of {extra['site']}")
 
     def _on_taken_in(self, extra: dict[str, object]) -> None:
-        data = extra["data"]
-        count = data.count  # type: ignore[attr-defined]
-        self._say(f"intake {extra['site']}: {count.accepted} of {count.found} accepted")
+        counted = f"{extra['accepted']} of {extra['found']} accepted"
+        self._say(f"intake {extra['site']}: {counted}")
 
     def _on_arm(self, extra: dict[str, object]) -> None:
-        plan = extra["plan"]
-        self._monitor = task_of(plan).monitor  # type: ignore[arg-type]
-        self._rounds = plan.federation.rounds  # type: ignore[attr-defined]
+        self._monitor = str(extra["monitor"])
+        self._rounds = int(str(extra["rounds"]))
         done = int(str(extra["done"]))
         if done:
             self._say(f"{extra['arm']}: resumed after round {done}")

@@ -223,7 +223,9 @@ def _take_in(run: Run) -> dict[str, SiteData]:
     for name in run.sites:
         log.info("intake", extra={"site": name})
         data[name] = _open(run, name)
-        log.info("taken in", extra={"site": name, "data": data[name]})
+        count = data[name].count
+        about = {"site": name, "accepted": count.accepted, "found": count.found}
+        log.info("taken in", extra=about)
     if run.has_public:
         _open(run, PUBLIC)
     return data

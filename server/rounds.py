@@ -56,7 +56,9 @@ def run_arm(
         state = _latest(done, checkpoints) or first_state(
             to_vector(network, layout), arm.plan.federation
         )
-        log.info("arm", extra={"arm": arm.name, "done": len(done), "plan": arm.plan})
+        rounds = arm.plan.federation.rounds
+        about = {"arm": arm.name, "monitor": monitor, "rounds": rounds}
+        log.info("arm", extra={**about, "done": len(done)})
         begun = len(done)
         while (reason := stop_reason(_records(done), arm.plan, monitor, begun)) is None:
             entry, state = _one_round(federation, arm, state, done)

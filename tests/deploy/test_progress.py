@@ -5,11 +5,8 @@ import re
 import pytest
 from rich.console import Console
 
-from client.intake.run import SiteData
-from client.intake.verdict import IntakeCount
 from deploy.progress import ProgressHandler, show_progress, tell_intake, tell_phantom
 from server.record import RoundRecord, SiteRound
-from tests.plans import plan
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -50,15 +47,17 @@ def round_record(number: int, dice: float = 0.5) -> RoundRecord:
     )
 
 
+def arm(name: str, done: int, rounds: int) -> dict[str, object]:
+    return {"arm": name, "monitor": "dice", "rounds": rounds, "done": done}
+
+
 def some_events(logger: logging.Logger, rounds: int = 3) -> None:
-    the_plan = plan(federation__rounds=rounds)
-    data = SiteData((), (), (), IntakeCount(accepted=7, found=9), ())
     logger.info("phantom", extra={"hospital": "north", "done": 1, "total": 2})
     logger.info("phantom", extra={"hospital": "north", "done": 2, "total": 2})
     logger.info("intake", extra={"site": "north"})
     logger.debug("reading", extra={"what": "files", "done": 1, "total": 3})
-    logger.info("taken in", extra={"site": "north", "data": data})
-    logger.info("arm", extra={"arm": "federated", "done": 0, "plan": the_plan})
+    logger.info("taken in", extra={"site": "north", "accepted": 7, "found": 9})
+    logger.info("arm", extra=arm("federated", 0, rounds))
     for number in range(1, rounds + 1):
         logger.debug("step", extra={"site": "north", "done": 1, "steps": 2})
         record = {"arm": "federated", "record": round_record(number, number / 10)}
@@ -93,7 +92,7 @@ def test_a_line_is_never_broken_and_brackets_are_not_styles(lines):
 
 def test_a_resumed_arm_says_where_it_goes_on(lines):
     logger, handler, said = lines
-    logger.info("arm", extra={"arm": "pooled", "done": 2, "plan": plan()})
+    logger.info("arm", extra=arm("pooled", 2, 3))
     handler.stop()
     assert said() == "pooled: resumed after round 2\n"
 
