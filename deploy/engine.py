@@ -122,11 +122,10 @@ def run_on_ray(sites: Sequence[Path], folder: Path, arm: str) -> None:
             "FLWR_TELEMETRY_ENABLED": "0",
         }
     )
-    from flwr.simulation import run_simulation as flower_simulation
+    # The public function takes no context, so it could not say which arm to run.
     from flwr.simulation.run_simulation import _run_simulation
     from flwr.supercore.telemetry import EventType
 
-    assert flower_simulation is not None
     try:
         _run_simulation(
             num_supernodes=len(sites),
