@@ -38,15 +38,21 @@ def read_checkpoint(folder: Path, number: int, sha256: str) -> ServerState:
     """
     try:
         content = _path(folder, number).read_bytes()
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise SafetensorError("another file")
+    except OSError as error:
+        raise _lost(number, type(error).__name__) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise _lost(number, "another sha256")
+    try:
         return ServerState(**load(content))
-    except (OSError, SafetensorError, TypeError) as error:
-        raise RunError(
-            f"run lost its checkpoint of round {number} ({type(error).__name__}), "
-            "expected the file that the journal recorded; restore it from a backup, or "
-            "start a new run"
-        ) from error
+    except (SafetensorError, TypeError) as error:  # written by another version
+        raise _lost(number, type(error).__name__) from error
+
+
+def _lost(number: int, why: str) -> RunError:
+    return RunError(
+        f"run lost its checkpoint of round {number} ({why}), expected the file that "
+        "the journal recorded; restore it from a backup, or start a new run"
+    )
 
 
 def prune(folder: Path, keep: Collection[int]) -> None:
