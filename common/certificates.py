@@ -23,9 +23,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import JoinError
 from common.keys import damaged, read_pem
+from common.sources import POOLED, PUBLIC
 
 SITE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 """A site's name: a folder, a certificate's common name and a host label at once."""
+RESERVED: Final = {POOLED, PUBLIC}
 HOST_NAME: Final = re.compile(
     r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*"
 )
@@ -45,6 +47,11 @@ def check_site_name(name: str) -> str:
     Raises:
         JoinError: It may not.
     """
+    if name in RESERVED:
+        raise JoinError(
+            f"site got the name {name!r}, which has another meaning in plans and "
+            "reports; choose another name"
+        )
     if not SITE_NAME.fullmatch(name):
         raise JoinError(
             f"site got the name {name[:64]!r}, expected 1 to 32 lower case letters, "

@@ -73,6 +73,11 @@ def read_signing_key(path: Path) -> ed25519.Ed25519PrivateKey:
 
 def _read_private(path: Path) -> object:
     content = read_pem(path)
+    if path.stat().st_mode & 0o077:
+        raise JoinError(
+            f"file {path.name!r} is a private key that others may open, expected mode "
+            "0600; run chmod 600 on it, and if others use this machine, make new keys"
+        )
     try:
         if b"BEGIN OPENSSH" in content:
             return serialization.load_ssh_private_key(content, password=None)

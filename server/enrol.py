@@ -23,10 +23,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from common.certificates import (
     LONGEST_DAYS,
     certificate_pem,
+    check_site_name,
     fingerprint_of,
+    grouped,
     instant,
     issue,
     name_in,
+    same_fingerprint,
 )
 from common.errors import JoinError
 from common.joining import (
@@ -72,6 +75,7 @@ def read_request(content: bytes) -> CheckedRequest:
         JoinError: It is no request, of another version, or was altered.
     """
     request = parse(content, Request)
+    check_site_name(request.name)
     signed, signatures = signed_bytes(request), request.signatures
     try:
         csr = x509.load_pem_x509_csr(request.csr.encode())
@@ -128,13 +132,19 @@ def remarks(hub: Hub, checked: CheckedRequest, now: datetime) -> list[str]:
 
 
 def enroll(
-    hub: Hub, checked: CheckedRequest, days: int, now: datetime, out: Path | None = None
+    hub: Hub,
+    checked: CheckedRequest,
+    told: str | None,
+    days: int,
+    now: datetime,
+    out: Path | None = None,
 ) -> Path:
     """Let a site in, or give it its next certificate, and write the kit.
 
     Args:
         hub: The hub.
         checked: The site's request.
+        told: The request's fingerprint as the hospital told it; needed for new keys.
         days: How long the certificate is good.
         now: The hub's clock, UTC.
         out: The kit's file, which must not exist; by default NAME.kit.json among the
@@ -144,8 +154,8 @@ def enroll(
         The kit's file. The same request again gives the same certificate.
 
     Raises:
-        JoinError: The name or a key is taken or revoked, the days are too many, or
-            `out` exists; nothing was changed.
+        JoinError: The name or a key is taken or revoked, the fingerprint differs, the
+            days are too many, or `out` exists; nothing was changed.
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise JoinError(
@@ -161,6 +171,8 @@ def enroll(
     with locked(hub.folder):
         register = read_register(hub.folder)
         entry = _holder(register, checked)
+        if entry is None or told is not None:
+            _check_told(checked, told)
         again = entry is not None and entry.request == checked.fingerprint
         if entry is None or not again or entry.status(now) == "expired":
             entry = _certify(hub, checked, days, now)
@@ -171,6 +183,22 @@ def enroll(
         kit = _kit(hub, entry, register.crl_number, now)
         write_durable(path, to_bytes(kit), mode=0o600)
     return path
+
+
+def _check_told(checked: CheckedRequest, told: str | None) -> None:
+    """The fingerprint is the one that the hospital told, all digits of it."""
+    if told is None:
+        raise JoinError(
+            f"hub got the first request of {checked.request.name!r} and no "
+            "fingerprint, expected the one that the hospital reads out; give it with "
+            "--fingerprint"
+        )
+    if not same_fingerprint(told, checked.fingerprint):
+        raise JoinError(
+            f"hub got a request with fingerprint {grouped(checked.fingerprint)}, which "
+            "is not the one that was told; if it was typed rightly, do not enroll this "
+            "request, and ask the hospital for it again"
+        )
 
 
 def _holds(path: Path, entry: Issued) -> bool:

@@ -1,0 +1,179 @@
+"""A hospital's folder: where things lie in it, and `client.toml`, its own settings.
+
+    client.toml     what belongs to this hospital: data, device, network, policy
+    keys/           its three private keys; none ever leaves
+    tls/            certificates: its own, the hub's authority's, one for loopback
+    store/  state/  plans/  nginx/
+
+No plan and no server can change what stands here; the hub learns the name alone.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from common.certificates import host_of
+from common.errors import JoinError
+from common.joining import SiteName
+from common.new_folder import check_finished
+from common.settings_file import read_settings
+from common.sources import Source
+
+CLIENT_FILE: Final = "client.toml"
+TLS_KEY: Final = Path("keys/tls.key")
+NODE_KEY: Final = Path("keys/node.key")
+SIGN_KEY: Final = Path("keys/sign.key")
+SITE_CERTIFICATE: Final = Path("tls/site.crt")
+AUTHORITY: Final = Path("tls/ca.crt")
+LOCAL_KEY: Final = Path("tls/local.key")
+LOCAL_CERTIFICATE: Final = Path("tls/local.crt")
+KIT: Final = Path("tls/kit.json")
+PARTS: Final = ("keys", "tls", "store", "state", "plans", "nginx")
+REQUEST: Final = "fedct client request"
+
+_TEMPLATE = """\
+# This hospital's own settings. Of all of it, the hub learns the name only.
+{name}
+# "auto" (the first GPU if there is one), "cpu", "cuda" or one GPU, "cuda:1"
+{device}
+# CPU threads; all cores without it
+{threads}
+
+[hub]
+# where this hospital reaches the hub: the only connection out
+{address}
+
+[network]
+# HTTP proxy of the hospital, like http://proxy.example.org:3128; none without it
+{proxy}
+
+[policy]
+# "ask": a plan waits until the engineer approves it. "auto": any plan of the hub trains
+{approve}
+
+[data]
+# where the images lie, and what they are: dicom, nifti, metaimage or images
+{data}"""
+
+
+class _Table(BaseModel):
+    """A table of the file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HubAddress(_Table):
+    """`[hub]`: where the hub is reached."""
+
+    address: str
+    """host:port; an IPv6 address in brackets."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_host_and_port(cls, address: str) -> str:
+        host, _, port = address.rpartition(":")
+        bracketed = re.fullmatch(r"\[(.+:.+)\]", host)
+        sound = port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535
+        try:
+            host_of(bracketed[1] if bracketed else host)
+        except JoinError:
+            sound = False
+        if not sound or (":" in host and not bracketed):
+            raise ValueError("expected host:port, like hub.example.org:8443")
+        return address
+
+    @property
+    def host(self) -> str:
+        """DNS name or IP address, without brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Its port."""
+        return int(self.address.rpartition(":")[2])
+
+
+class Network(_Table):
+    """`[network]`: the way out of the hospital."""
+
+    proxy: str | None = None
+    """HTTP proxy that outgoing connections have to take, http://host:port."""
+
+    @field_validator("proxy")
+    @classmethod
+    def _is_a_url(cls, proxy: str | None) -> str | None:
+        if proxy is None:
+            return None
+        parts = urlsplit(proxy)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected http://host:port")
+        if parts.port is None or parts.path.strip("/") or parts.query:
+            raise ValueError("expected http://host:port and nothing more")
+        return proxy
+
+
+class Policy(_Table):
+    """`[policy]`: what the hospital lets happen."""
+
+    approve: Literal["ask", "auto"] = "ask"
+    """Whether a plan waits for the engineer ("ask"), or trains unseen ("auto")."""
+
+
+class SiteFile(_Table):
+    """The content of `client.toml`."""
+
+    name: SiteName
+    """Name of the site in the federation; its certificate is made out to it."""
+    device: str = "auto"
+    """"auto": the first GPU if there is one; "cpu"; or a device like "cuda:1"."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads; unset: all cores."""
+    hub: HubAddress
+    """The hub."""
+    network: Network = Network()
+    """The way there."""
+    policy: Policy = Policy()
+    """What may happen here."""
+    data: Source
+    """The images; the path is absolute."""
+
+    @field_validator("data")
+    @classmethod
+    def _path_is_absolute(cls, data: Source) -> Source:
+        if not Path(data.source).is_absolute():
+            raise ValueError("source: expected an absolute path")
+        return data
+
+
+def site_toml(settings: SiteFile) -> str:
+    """The settings as a commented file."""
+    return _TEMPLATE.format(
+        name=_line("name", settings.name),
+        device=_line("device", settings.device),
+        threads=_line("threads", settings.threads, example=8),
+        address=_line("address", settings.hub.address),
+        proxy=_line("proxy", settings.network.proxy, example="http://host:3128"),
+        approve=_line("approve", settings.policy.approve),
+        data=tomli_w.dumps(settings.data.model_dump(exclude_none=True)),
+    )
+
+
+def read_site_file(folder: Path) -> SiteFile:
+    """The settings of a hospital's folder.
+
+    Raises:
+        JoinError: It is none, is unfinished, or its settings are wrong by key and line.
+    """
+    check_finished(folder, REQUEST)
+    return read_settings(folder / CLIENT_FILE, SiteFile, REQUEST)
+
+
+def _line(key: str, value: Any, example: Any = None) -> str:
+    """`key = value`; an example behind # where the value is not set."""
+    if value is None:
+        return f"# {tomli_w.dumps({key: example})}".strip()
+    return tomli_w.dumps({key: value}).strip()
