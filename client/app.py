@@ -7,7 +7,8 @@ process, so a site is loaded once.
 
 A deliberate failure travels as its number and sentence, which hold no patient data by
 the rule of `common.errors`. Anything else, a traceback with whatever values stand in
-it, stays in the site's own log; only its kind travels.
+it, stays in the site's own log; only its kind travels. Every answer is sealed with the
+site's key (`common.signing`).
 """
 
 import datetime
@@ -16,18 +17,22 @@ import logging
 import os
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.open_site import open_site
 from client.private_files import FILE_MODE
 from client.service import SiteService
-from client.site import LOG_FILE
+from client.site import LOG_FILE, SIGN_KEY
 from common.errors import EngineError, FedctError
-from common.exchange import Answer, Hello, JudgeOrder, TrainOrder
+from common.exchange import Answer, Hello, JudgeOrder, Order, Roster, TrainOrder
+from common.keys import read_signing_key
+from common.signing import asked_of, public_text, seal
 from common.wire import from_record, to_record
 
 ERROR_BASE = 1000
@@ -64,8 +69,13 @@ def _answer(message: Message, context: Context) -> Message:
     except FedctError as error:
         return _failure(message, error)
     try:
-        answer = _work(_service(folder), message)
-        return Message(to_record(answer), reply_to=message)
+        service, key = _service(folder), _signing_key(folder)
+        order = _order(message)
+        answer = _work(service, order)
+        if isinstance(answer, Roster):
+            answer = replace(answer, key=public_text(key.public_key()))
+        sealed = seal(answer, asked_of(order, service.name), key)
+        return Message(to_record(answer, sealed), reply_to=message)
     except FedctError as error:
         return _failure(message, error)
     except Exception as error:
@@ -88,17 +98,25 @@ def _failure(message: Message, error: FedctError) -> Message:
     return Message(Error(ERROR_BASE + error.exit_code, str(error)), reply_to=message)
 
 
-def _work(service: SiteService, message: Message) -> Answer:
+def _order(message: Message) -> Order:
     kind = message.metadata.message_type
     if kind == "query":
-        return service.hello(from_record(message.content, Hello))
+        return from_record(message.content, Hello)
     if kind == "evaluate":
-        return service.judge(from_record(message.content, JudgeOrder))
+        return from_record(message.content, JudgeOrder)
+    return from_record(message.content, TrainOrder)
+
+
+def _work(service: SiteService, order: Order) -> Answer:
+    if isinstance(order, Hello):
+        return service.hello(order)
+    if isinstance(order, JudgeOrder):
+        return service.judge(order)
 
     def tell(done: int, steps: int) -> None:
         log.debug("step", extra={"site": service.name, "done": done, "steps": steps})
 
-    return service.train(from_record(message.content, TrainOrder), tell)
+    return service.train(order, tell)
 
 
 def _site_folder(context: Context) -> Path:
@@ -117,3 +135,8 @@ def _site_folder(context: Context) -> Path:
 @lru_cache(maxsize=64)
 def _service(folder: Path) -> SiteService:
     return open_site(folder)
+
+
+@lru_cache(maxsize=64)
+def _signing_key(folder: Path) -> Ed25519PrivateKey:
+    return read_signing_key(folder / SIGN_KEY)

@@ -120,11 +120,7 @@ class SiteService:
     def train(self, order: TrainOrder, progress: Progress) -> Update:
         """Train one round from the order's model; remember the state after it."""
         self._check(order.plan_digest)
-        if digest_of(order.model) != order.model_digest:
-            raise ContributionError(
-                f"site {self.name!r} got a model that is not the one announced for "
-                f"round {order.round}; nothing was trained"
-            )
+        self._check_model(order)
         plan, network = self._plan, self._network
         # A pooled site (rehearsals only) takes its members' steps, one after another.
         steps = sum(
@@ -151,6 +147,7 @@ class SiteService:
                 first_step=(order.round - 1) * steps,
                 total_steps=plan.federation.rounds * steps,
                 correction=self._correction(order, state),
+                scaler=state.scaler,
                 device=self._device,
                 progress=progress,
             )
@@ -161,6 +158,7 @@ class SiteService:
             if plan.training.keep_optimizer_state
             else None,
             local=_local_of(network, self._layout),
+            scaler=trained.scaler,
             control=control,
         )
         save_state(self._state_folder(order.run), order.round, after, order.state_round)
@@ -182,6 +180,7 @@ class SiteService:
     def judge(self, order: JudgeOrder) -> Judgement:
         """Measure the order's model on this site's held-out cases."""
         self._check(order.plan_digest)
+        self._check_model(order)
         load_vector(self._network, self._layout, order.model)
         _load_local(self._network, self._recall(order.run, order.state_round))
         self._network.eval()
@@ -217,6 +216,13 @@ class SiteService:
             raise ContributionError(
                 f"site {self.name!r} got an order for plan {plan_digest[:12]}, "
                 f"approved is {self._plan.digest[:12]}; nothing was done"
+            )
+
+    def _check_model(self, order: TrainOrder | JudgeOrder) -> None:
+        if digest_of(order.model) != order.model_digest:
+            raise ContributionError(
+                f"site {self.name!r} got a model that is not the one announced for "
+                f"round {order.round}; nothing was done"
             )
 
     def _seed(self, purpose: str, number: int) -> np.random.SeedSequence:

@@ -2,7 +2,8 @@
 
 A site's folder holds everything that belongs to this hospital and leaves it only as
 numbers: `site.json` (this module), `plan.toml` (the plan it approved), `store/`
-(prepared cases), `state/` (its optimiser between rounds), `site.log`.
+(prepared cases), `state/` (its optimiser between rounds), `keys/` (what it signs
+with), `site.log`.
 """
 
 from pathlib import Path
@@ -12,11 +13,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.private_files import make_private_folder, write_private
 from common.errors import StoreError
+from common.signing import make_signing_key
 from common.sources import Source
 
 SITE_FILE = "site.json"
 PLAN_FILE = "plan.toml"
 LOG_FILE = "site.log"
+SIGN_KEY = "keys/sign.key"
+"""Ed25519 key that signs every answer of the site."""
 
 
 class SiteConfig(BaseModel):
@@ -38,8 +42,13 @@ class SiteConfig(BaseModel):
 
 
 def write_site(folder: Path, config: SiteConfig, plan_toml: str) -> None:
-    """Create a site's folder, mode 0700, with its config and its approved plan."""
+    """Create a site's folder, mode 0700, with its config, plan and signing key.
+
+    A key that is there already stays, so that a site keeps its identity.
+    """
     make_private_folder(folder)
+    make_private_folder((folder / SIGN_KEY).parent)
+    make_signing_key(folder / SIGN_KEY)
     write_private(folder / SITE_FILE, config.model_dump_json(indent=2).encode())
     write_private(folder / PLAN_FILE, plan_toml.encode())
 

@@ -86,6 +86,16 @@ class ContributionError(FedctError):
 
     exit_code = 40
 
+    def __init__(self, sentence: str, *, code: str | None = None) -> None:
+        """Say what was refused.
+
+        Args:
+            sentence: As all errors say it.
+            code: One word for machines, where a caller tells refusals apart.
+        """
+        super().__init__(sentence)
+        self.code = code
+
 
 class QuorumError(FedctError):
     """Too few accepted replies: no mean may be formed."""

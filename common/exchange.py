@@ -7,11 +7,14 @@
 That is the whole narrow interface of a site (`client.service.SiteService`): order in,
 answer out. Orders name run, plan and round, so that a site can refuse what it did not
 approve, and the site state to begin from, so that a repeated round starts where the
-first try did. Answers hold numbers only.
+first try did. Each order has a nonce of its own, which the answer's seal repeats
+(`common.signing`), so that no answer counts for another order. Answers hold numbers
+only, but for the site's name and key.
 """
 
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,6 +22,11 @@ from jaxtyping import Float32, Float64
 
 Part = Literal["validation", "test"]
 """Which held-out patients a model is judged on."""
+
+
+def fresh_nonce() -> str:
+    """16 random bytes from the operating system, hexadecimal."""
+    return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +39,8 @@ class Hello:
     """Canonical hash of the plan; a site refuses one that it did not approve."""
     layout_digest: str
     """`Layout.digest` of the model on the server."""
+    nonce: str = field(default_factory=fresh_nonce)
+    """Random, and new for every order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +59,8 @@ class Roster:
     """N: image series that intake accepted."""
     found: int
     """M: image series that intake found."""
+    key: str | None = None
+    """The site's verifying key (`signing.public_text`); unset until it is sealed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +82,8 @@ class TrainOrder:
     """`digest_of(model)`, so that a site notices another model than its peers'."""
     control: Float32[np.ndarray, " P"] | None = None
     """SCAFFOLD's server control variate c."""
+    nonce: str = field(default_factory=fresh_nonce)
+    """Random, and new for every order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +130,10 @@ class JudgeOrder:
     """Which patients."""
     model: Float32[np.ndarray, " P"]
     """Parameters to judge."""
+    model_digest: str
+    """`digest_of(model)`, which the site signs with its sums."""
+    nonce: str = field(default_factory=fresh_nonce)
+    """Random, and new for every order."""
 
 
 @dataclass(frozen=True, eq=False)

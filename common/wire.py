@@ -2,7 +2,8 @@
 
 A vector travels as one array of little-endian bytes without a header, so that the
 receiver reads it in place. Everything else is a flat record of numbers and short
-strings. What does not parse is a `ContributionError` that names the field.
+strings, and so is the seal of an answer, which stands beside it. What does not parse
+is a `ContributionError` that names the field.
 
 Flower's `RecordDict.array_records` ties a record into a reference cycle when it is
 read, so that its vectors would stay in memory until the garbage collector happens to
@@ -10,7 +11,7 @@ pass. Records are therefore taken out by key, and freed with their last referenc
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,19 +23,30 @@ from common.exchange import (
     Answer,
     Order,
 )
+from common.signing import Asked, Seal
 
 _VECTORS = "vectors"
 _FACTS = "facts"
 _SUMS = "sums"
+_SEAL = "seal"
 _STYPE = "fedct.raw"
 _VECTOR_FIELDS = ("model", "delta", "control", "control_delta")
 
 T = TypeVar("T", bound=Order | Answer)
 
 
-def to_record(message: Order | Answer) -> RecordDict:
-    """The message as Flower carries it; vectors are copied once, into bytes."""
-    return to_records({"": message})[""]
+def to_record(message: Order | Answer, seal: Seal | None = None) -> RecordDict:
+    """The message as Flower carries it; vectors are copied once, into bytes.
+
+    Args:
+        message: An order, or an answer.
+        seal: The site's seal under the answer.
+    """
+    record = to_records({"": message})[""]
+    if seal is not None:
+        facts = {"signature": seal.signature, "key": seal.key, **asdict(seal.asked)}
+        record[_SEAL] = ConfigRecord(_set(facts))
+    return record
 
 
 def to_records(messages: Mapping[str, Order | Answer]) -> dict[str, RecordDict]:
@@ -58,7 +70,7 @@ def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
             sums = {name: _to_array(vector, "<f8") for name, vector in value.items()}
         else:
             facts[field.name] = value
-    record = RecordDict({_FACTS: ConfigRecord(facts)})
+    record = RecordDict({_FACTS: ConfigRecord(_set(facts))})
     for key, arrays in ((_VECTORS, vectors), (_SUMS, sums)):
         if arrays:
             record[key] = ArrayRecord(arrays)
@@ -110,6 +122,34 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
     return kind(**values)
 
 
+def seal_in(record: RecordDict) -> Seal:
+    """The seal in an answer's record; whether it fits is for `signing.verify` to say.
+
+    Raises:
+        ContributionError: There is none, or a field is missing, extra or of a wrong
+            type; `code` is "seal".
+    """
+    found = record.get(_SEAL)
+    if not isinstance(found, ConfigRecord):
+        raise ContributionError(
+            "an answer came without a seal, expected one signed by the site's key; "
+            "are both sides of one FedCT version?",
+            code="seal",
+        )
+    facts = dict(found)
+    try:
+        signature = _fact(facts, "signature", bytes, Seal)
+        key = _fact(facts, "key", str, Seal)
+        asked = {f.name: _fact(facts, f.name, f.type, Asked) for f in fields(Asked)}
+    except ContributionError as error:
+        raise ContributionError(str(error), code="seal") from error
+    if facts:
+        raise ContributionError(
+            f"a seal came with unknown fields {sorted(facts)}", code="seal"
+        )
+    return Seal(signature, key, Asked(**asked))
+
+
 def payload_bytes(record: RecordDict) -> int:
     """Bytes of all arrays of a record; headers of the transport are not counted."""
     return sum(
@@ -125,11 +165,19 @@ def _arrays(record: RecordDict, key: str) -> dict[str, Array]:
     return dict(found) if isinstance(found, ArrayRecord) else {}
 
 
+def _set(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set of some facts: Flower's records know no None."""
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def _fact(
     facts: dict[str, Any], name: str, annotation: object, kind: type[object]
-) -> str | int | float:
-    expected = {int: int, float: float}.get(annotation, str)  # type: ignore[call-overload]
+) -> Any:
+    simple = {int: int, float: float, bytes: bytes}
+    expected = simple.get(annotation, str)  # type: ignore[call-overload]
     value = facts.pop(name, None)
+    if value is None and annotation == str | None:
+        return None
     if type(value) is not expected:
         raise ContributionError(
             f"{kind.__name__}.{name} came as {type(value).__name__}, "

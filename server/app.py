@@ -17,6 +17,7 @@ from common.plan_file import load_plan
 from server.durable import write_durable
 from server.federation import Arm, open_federation
 from server.rounds import run_arm
+from server.verifying import Keys
 
 RUN_FOLDER_KEY = "run-folder"
 ARM_KEY = "arm"
@@ -31,8 +32,20 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the arm that the context names, and write down how it went."""
     folder = Path(str(context.run_config[RUN_FOLDER_KEY]))
-    arm = read_arm(folder, str(context.run_config[ARM_KEY]))
-    federation = open_federation(grid, arm.plan, arm.run)
+    execute(grid, folder, str(context.run_config[ARM_KEY]))
+
+
+def execute(grid: Grid, folder: Path, name: str, keys: Keys | None = None) -> None:
+    """Run an arm to its end, or resume it.
+
+    Args:
+        grid: Flower's grid, of any engine.
+        folder: The run folder.
+        name: The arm.
+        keys: Verifying keys of the enrolled sites; unset in a rehearsal.
+    """
+    arm = read_arm(folder, name)
+    federation = open_federation(grid, arm.plan, arm.run, keys)
     record, model = run_arm(federation, arm)
     write_durable(arm.folder / BEST_FILE, save({"model": np.ascontiguousarray(model)}))
     write_durable(

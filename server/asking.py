@@ -3,12 +3,14 @@
 All orders go out at once. Answers are collected in the order of the roster, and the
 next is not pulled before the caller has finished with the last, so memory is flat in
 the number of sites and the fold order never depends on who was faster. A site that does
-not answer by the deadline is late; what it sends afterwards is never pulled.
+not answer by the deadline is late; what it sends afterwards is never pulled. An answer
+whose seal does not fit its order is refused before anything else is done with it.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 from flwr.app import Message, MessageType
@@ -22,8 +24,12 @@ from common.exchange import (
     Order,
     Roster,
     TrainOrder,
+    fresh_nonce,
 )
-from common.wire import from_record, payload_bytes, to_records
+from common.wire import from_record, payload_bytes, seal_in, to_records
+from server.verifying import Verifier
+
+log = logging.getLogger("fedct.run")
 
 A = TypeVar("A", bound=Answer)
 
@@ -59,6 +65,7 @@ def ask(
     orders: Mapping[str, Order],
     kind: type[A],
     deadline_s: float,
+    verifier: Verifier,
 ) -> Iterator[Reply[A]]:
     """Send each site its order and yield the replies in the orders' own order.
 
@@ -68,6 +75,7 @@ def ask(
         orders: Site to order; vectors that several orders share are copied once.
         kind: The answer that is expected.
         deadline_s: Seconds from now after which a site counts as late.
+        verifier: Says whose seal an answer must have.
     """
     records = to_records(orders)
     messages = [
@@ -84,9 +92,9 @@ def ask(
     until = time.monotonic() + deadline_s
     ids = list(grid.push_messages(messages))
     del messages
-    for site, message_id in zip(orders, ids, strict=True):
+    for (site, order), message_id in zip(orders.items(), ids, strict=True):
         reply = _wait(grid, message_id, until)
-        yield _read(site, reply, kind, sizes[site])
+        yield _read(site, order, reply, kind, sizes[site], verifier)
         del reply
 
 
@@ -102,7 +110,14 @@ def _wait(grid: Grid, message_id: str, until: float) -> Message | None:
         time.sleep(_POLL_S)
 
 
-def _read(site: str, reply: Message | None, kind: type[A], down: int) -> Reply[A]:
+def _read(
+    site: str,
+    order: Order,
+    reply: Message | None,
+    kind: type[A],
+    down: int,
+    verifier: Verifier,
+) -> Reply[A]:
     if reply is None:
         return Reply(site, None, "late", "no answer by the deadline", down, 0)
     if reply.has_error():
@@ -110,20 +125,26 @@ def _read(site: str, reply: Message | None, kind: type[A], down: int) -> Reply[A
         return Reply(site, None, "failed", reason, down, 0)
     up = payload_bytes(reply.content)
     try:
-        answer = from_record(reply.content, kind)
-        if kind is not Roster and answer.site != site:
-            raise ContributionError(
-                f"node of site {site!r} answered as another site, expected its own name"
-            )
+        answer, seal = from_record(reply.content, kind), seal_in(reply.content)
+        asked = answer.site if kind is Roster else site
+        verifier.check(answer, seal, order, asked)
     except ContributionError as error:
+        extra = {"site": site, "code": error.code, "why": str(error)}
+        log.warning("refused", extra=extra)
         return Reply(site, None, "refused", str(error), down, up)
     return Reply(site, answer, "accepted", "", down, up)
 
 
 def roll_call(
-    grid: Grid, hello: Hello, deadline_s: float
+    grid: Grid, hello: Hello, deadline_s: float, verifier: Verifier
 ) -> tuple[dict[str, int], dict[str, Roster]]:
     """Ask every connected node who it is.
+
+    Args:
+        grid: Flower's grid, of any engine.
+        hello: The question; each node gets it with a nonce of its own.
+        deadline_s: Seconds from now after which a node counts as late.
+        verifier: Learns the sites' keys, unless it has them from the register.
 
     Returns:
         Site to node id, and site to roster, both by name of site.
@@ -134,8 +155,8 @@ def roll_call(
     nodes = {f"node {node_id}": node_id for node_id in grid.get_node_ids()}
     node_of: dict[str, int] = {}
     rosters: dict[str, Roster] = {}
-    replies = ask(grid, nodes, dict.fromkeys(nodes, hello), Roster, deadline_s)
-    for reply in replies:
+    hellos = {node: replace(hello, nonce=fresh_nonce()) for node in nodes}
+    for reply in ask(grid, nodes, hellos, Roster, deadline_s, verifier):
         if reply.answer is None:
             raise EngineError(f"roll call failed: {reply.reason}")
         site = reply.answer.site

@@ -12,11 +12,12 @@ from torch import nn
 
 from common.exchange import Hello, Judgement, JudgeOrder, Part, Roster
 from common.networks import build_network
-from common.parameters import Layout, layout_of
+from common.parameters import Layout, digest_of, layout_of
 from common.plan import Plan
 from common.task import Sums, Task
 from common.tasks.catalog import task_of
 from server.asking import ask, roll_call
+from server.verifying import Keys, Verifier
 
 log = logging.getLogger("fedct.run")
 
@@ -31,6 +32,8 @@ class Federation:
     """Site to node id."""
     rosters: Mapping[str, Roster]
     """Site to its introduction."""
+    verifier: Verifier
+    """Checks the seals of the sites' answers."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,22 @@ class Arm:
         return min(self.plan.federation.min_sites, len(self.train))
 
 
-def open_federation(grid: Grid, plan: Plan, run: str) -> Federation:
-    """Call the roll; every node must hold this plan and this model."""
+def open_federation(
+    grid: Grid, plan: Plan, run: str, keys: Keys | None = None
+) -> Federation:
+    """Call the roll; every node must hold this plan and this model.
+
+    Args:
+        grid: Flower's grid, of any engine.
+        plan: The plan.
+        run: Id of the run.
+        keys: Verifying keys of the enrolled sites; unset in a rehearsal, where the key
+            that a site shows now holds for the run.
+    """
     hello = Hello(run, plan.digest, first_model(plan)[1].digest)
-    node_of, rosters = roll_call(grid, hello, plan.federation.deadline_s)
-    return Federation(grid, node_of, rosters)
+    verifier = Verifier(keys)
+    node_of, rosters = roll_call(grid, hello, plan.federation.deadline_s, verifier)
+    return Federation(grid, node_of, rosters, verifier)
 
 
 def first_model(plan: Plan) -> tuple[nn.Module, Layout]:
@@ -97,9 +111,10 @@ def judge(
         since: Site to its last round that counted.
         part: Which patients.
     """
+    digest = digest_of(model)
     orders = {
         site: JudgeOrder(
-            arm.run, arm.plan.digest, number, since.get(site, 0), part, model
+            arm.run, arm.plan.digest, number, since.get(site, 0), part, model, digest
         )
         for site in sites
     }
@@ -110,6 +125,7 @@ def judge(
         orders,
         Judgement,
         arm.plan.federation.deadline_s,
+        federation.verifier,
     ):
         if reply.answer is None:
             extra = {"arm": arm.name, "site": reply.site, "why": reply.reason}

@@ -63,8 +63,14 @@ def fold_round(
     mean = WeightedMean(state.model.size, min_sites=arm.min_sites)
     control = None if state.control is None else np.zeros_like(state.control)
     rows = []
-    deadline_s = arm.plan.federation.deadline_s
-    for reply in ask(federation.grid, federation.node_of, orders, Update, deadline_s):
+    for reply in ask(
+        federation.grid,
+        federation.node_of,
+        orders,
+        Update,
+        arm.plan.federation.deadline_s,
+        federation.verifier,
+    ):
         row = _fold(reply, mean, control, arm, number, federation.rosters[reply.site])
         log.info("reply", extra={"arm": arm.name, "round": number, "row": row})
         rows.append(row)

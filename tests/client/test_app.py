@@ -7,10 +7,19 @@ from flwr.clientapp import ClientApp
 
 import client.app
 from client.app import ERROR_BASE, SITE_FOLDER_KEY, SITES_VARIABLE, app
-from common.errors import ContributionError, IntakeError, PlanError, StoreError
+from client.site import SIGN_KEY
+from common.errors import (
+    ContributionError,
+    IntakeError,
+    JoinError,
+    PlanError,
+    StoreError,
+)
 from common.exchange import Hello, Judgement, JudgeOrder, Roster, Update
+from common.keys import read_signing_key, same_key
 from common.plan_file import parse_plan
-from common.wire import from_record, to_record
+from common.signing import asked_of, public_text, verify
+from common.wire import from_record, seal_in, to_record
 from deploy.engine import InProcessGrid
 from server.federation import first_model
 from tests.client.conftest import SLICES, order, slices
@@ -55,11 +64,38 @@ def test_it_is_a_flower_app_that_answers_all_three_questions(make_site, tmp_path
     roster = from_record(hello(site).content, Roster)
     train = order(PLAN, 1, 0)
     update = from_record(ask(site, to_record(train), "train").content, Update)
-    judge = JudgeOrder("run", PLAN.digest, 1, 1, "test", train.model)
+    digest = train.model_digest
+    judge = JudgeOrder("run", PLAN.digest, 1, 1, "test", train.model, digest)
     judged = from_record(ask(site, to_record(judge), "evaluate").content, Judgement)
     assert (update.site, update.cases) == (roster.site, roster.train)
     assert judged.site == "north"
     assert judged.sums
+
+
+def test_every_answer_is_sealed_for_its_order_by_the_key_of_the_site_s_folder(
+    make_site, tmp_path
+):
+    site = make_site(tmp_path / "north", PLAN)
+    train = order(PLAN, 1, 0)
+    model, digest = train.model, train.model_digest
+    judge = JudgeOrder("run", PLAN.digest, 1, 1, "test", model, digest)
+    key = read_signing_key(site / SIGN_KEY).public_key()
+    asked = [(HELLO, "query", Roster), (train, "train", Update)]
+    for question, kind, expected in [*asked, (judge, "evaluate", Judgement)]:
+        content = ask(site, to_record(question), kind).content
+        answer = from_record(content, expected)
+        verify(answer, asked_of(question, "north"), seal_in(content), key)
+    assert from_record(hello(site).content, Roster).key == public_text(key)
+    make_site(tmp_path / "north", PLAN)  # a rehearsal that is resumed
+    assert same_key(read_signing_key(site / SIGN_KEY).public_key(), key)
+
+
+def test_a_site_whose_key_others_may_read_answers_nothing(make_site, tmp_path):
+    site = make_site(tmp_path / "north", PLAN)
+    (site / SIGN_KEY).chmod(0o640)
+    reply = hello(site)
+    assert reply.error.code == ERROR_BASE + JoinError.exit_code
+    assert "others may open, expected mode 0600" in reply.error.reason
 
 
 def test_a_site_is_opened_once_for_all_messages(make_site, tmp_path, monkeypatch):

@@ -34,7 +34,9 @@ def same(a, b) -> bool:
 
 
 def judge_order(plan, model, since=0, part="validation", **changes) -> JudgeOrder:
-    return replace(JudgeOrder("run", plan.digest, 1, since, part, model), **changes)
+    digest = digest_of(model)
+    order = JudgeOrder("run", plan.digest, 1, since, part, model, digest)
+    return replace(order, **changes)
 
 
 def files(folder) -> dict[str, bytes]:

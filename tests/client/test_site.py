@@ -22,8 +22,9 @@ def test_a_config_comes_back_as_it_was(tmp_path):
 def test_a_site_s_folder_is_private(tmp_path):
     write_site(tmp_path / "north", CONFIG, SLICES)
     assert (tmp_path / "north").stat().st_mode & 0o777 == 0o700
-    for path in (tmp_path / "north").iterdir():
-        assert path.stat().st_mode & 0o777 == 0o600
+    for path in (tmp_path / "north").rglob("*"):
+        mode = 0o700 if path.is_dir() else 0o600
+        assert path.stat().st_mode & 0o777 == mode
 
 
 def test_a_folder_that_others_may_enter_is_refused(tmp_path):

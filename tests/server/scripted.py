@@ -6,13 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.exchange import Hello, Judgement, JudgeOrder, Roster, TrainOrder, Update
+from common.exchange import (
+    Answer,
+    Hello,
+    Judgement,
+    JudgeOrder,
+    Order,
+    Roster,
+    TrainOrder,
+    Update,
+)
 from common.plan import Plan
+from common.signing import asked_of, public_text, seal
 from common.wire import from_record, to_record
 from server.federation import Arm
 
@@ -97,18 +108,31 @@ class ScriptedGrid(Grid):
         cases = self.cases[site]
         kind = message.metadata.message_type
         if kind == "query":
-            from_record(message.content, Hello)
-            return to_record(Roster(site, cases, 1, 1, cases, cases + 1))
+            order = from_record(message.content, Hello)
+            key = public_text(signing_key(site).public_key())
+            roster = Roster(site, cases, 1, 1, cases, cases + 1, key)
+            return sealed(roster, order, site)
         if kind == "evaluate":
             order = from_record(message.content, JudgeOrder)
             score = self.scores.get(order.round, 0.5)
             sums = {"dice_sum": np.array([score]), "dice_count": np.ones(1)}
-            return to_record(Judgement(site, order.round, order.part, sums))
+            judged = Judgement(site, order.round, order.part, sums)
+            return sealed(judged, order, site)
         order = from_record(message.content, TrainOrder)
         self.orders.append((site, replace(order, model=order.model.copy())))
         update = honest(site, cases, order)
         twisted = self.twists.get((site, order.round), lambda u: u)(update)
-        return to_record(twisted) if isinstance(twisted, Update) else twisted
+        return sealed(twisted, order, site) if isinstance(twisted, Update) else twisted
+
+
+def signing_key(site: str) -> Ed25519PrivateKey:
+    """A scripted site's key, the same in every run."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(site.encode()).digest())
+
+
+def sealed(answer: Answer, order: Order, site: str) -> RecordDict:
+    """The answer as the site's app sends it."""
+    return to_record(answer, seal(answer, asked_of(order, site), signing_key(site)))
 
 
 def arm_of(plan: Plan, folder: Path, sites: Iterable[str]) -> Arm:

@@ -6,12 +6,13 @@ import pytest
 from flwr.app import Error
 
 from common.errors import RunError
-from common.exchange import Roster
+from common.exchange import Hello, Roster
 from common.tasks.catalog import task_of
 from server.asking import roll_call
 from server.federation import Federation, first_model, open_federation
 from server.journal import entries, open_journal
 from server.rounds import run_arm
+from server.verifying import Verifier
 from tests.plans import plan
 from tests.server.scripted import ScriptedGrid, arm_of, honest
 
@@ -222,9 +223,7 @@ def test_only_last_and_best_checkpoints_are_kept(tmp_path):
 
 def test_the_roll_call_sorts_sites_by_name():
     grid = ScriptedGrid({"west": 1, "east": 2})
-    from common.exchange import Hello
-
-    node_of, rosters = roll_call(grid, Hello("r", "p", "l"), 1.0)
+    node_of, rosters = roll_call(grid, Hello("r", "p", "l"), 1.0, Verifier())
     assert list(node_of.items()) == [("east", 3), ("west", 2)]
     assert isinstance(rosters["east"], Roster)
 

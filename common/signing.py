@@ -1,0 +1,219 @@
+"""A site's signature under each of its answers (Ed25519, RFC 8032).
+
+What is signed is the answer and what it answers: protocol, kind, run, round, site,
+plan, the model the site was given, and the order's nonce, which is random and new for
+every order. So a stored answer is worth nothing a second time, an answer can't be moved
+to another round, run or site, and one altered bit anywhere breaks the signature. The
+seal repeats what the site says it answers, so that a refusal can name the difference.
+
+Not covered here: secrecy, and an answer that is a lie but was signed by the right site.
+Nor are failures: a site that says it can't work signs nothing, and nothing counts.
+"""
+
+import hashlib
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from common.canonical import digest_of_answer, items
+from common.errors import ContributionError, JoinError
+from common.exchange import Answer, Hello, Order
+from common.keys import private_pem, read_signing_key
+
+PROTOCOL = 1
+"""Version of what is signed; a signature of another version does not verify."""
+_PURPOSE = "fedct answer"
+"""Keeps these signatures apart from all others that the same key makes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which question an answer belongs to."""
+
+    run: str
+    """Id of the run."""
+    round: int
+    """The order's round; 0 at the roll call."""
+    site: str
+    """Who is asked."""
+    plan_digest: str
+    """Canonical hash of the plan."""
+    model_digest: str | None
+    """`digest_of` the model that the site was given; unset at the roll call."""
+    nonce: str
+    """The order's nonce."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a site puts under an answer."""
+
+    signature: bytes
+    """64 bytes."""
+    key: str
+    """`fingerprint` of the key that verifies it."""
+    asked: Asked
+    """What the site says it answers; signed."""
+
+
+def asked_of(order: Order, site: str) -> Asked:
+    """The question that an order is to this site."""
+    if isinstance(order, Hello):
+        return Asked(order.run, 0, site, order.plan_digest, None, order.nonce)
+    return Asked(
+        order.run,
+        order.round,
+        site,
+        order.plan_digest,
+        order.model_digest,
+        order.nonce,
+    )
+
+
+def seal(answer: Answer, asked: Asked, key: Ed25519PrivateKey) -> Seal:
+    """Sign an answer as one to this question."""
+    signature = key.sign(_statement(answer, asked))
+    return Seal(signature, fingerprint(key.public_key()), asked)
+
+
+def verify(answer: Answer, asked: Asked, seal: Seal, key: Ed25519PublicKey) -> None:
+    """Check that the site of this key gave this answer to this question.
+
+    Raises:
+        ContributionError: It did not. `code` is "key" (sealed by another key),
+            "signature" (altered, or never signed), the field of `Asked` that differs,
+            where "nonce" is a replay of an answer to an earlier order, or "content"
+            (the answer itself names another site, round or plan).
+    """
+    who = f"site {asked.site!r}"
+    if seal.key != fingerprint(key):
+        raise ContributionError(
+            f"{who} sent an answer sealed by key {seal.key[:16]!r}, expected "
+            f"{fingerprint(key)[:16]!r}; was its key renewed? then enrol it again",
+            code="key",
+        )
+    try:
+        key.verify(seal.signature, _statement(answer, seal.asked))
+    except InvalidSignature as error:
+        raise ContributionError(
+            f"{who} sent an answer whose signature does not fit, expected it as the "
+            "site signed it; it was altered on the way or is forged",
+            code="signature",
+        ) from error
+    _compare(answer, asked, seal.asked)
+
+
+def _compare(answer: Answer, asked: Asked, said: Asked) -> None:
+    """Refuse an answer that was truly given, but to another question."""
+    who = f"site {asked.site!r}"
+    for field in fields(Asked):
+        name, want = field.name, getattr(asked, field.name)
+        got = getattr(said, name)
+        if got != want:
+            words = "model" if name == "model_digest" else name.removesuffix("_digest")
+            old = "; it is a replay of an earlier answer" if name == "nonce" else ""
+            raise ContributionError(
+                f"{who} signed an answer for {words} {_short(got)}, expected "
+                f"{_short(want)}{old}",
+                code=words,
+            )
+    if answer.site != asked.site:
+        raise ContributionError(
+            f"{who} answered as another site, expected its own name", code="content"
+        )
+    for name, want in (("round", asked.round), ("plan_digest", asked.plan_digest)):
+        got = getattr(answer, name, want)
+        if got != want:
+            raise ContributionError(
+                f"{who} answered for {name.removesuffix('_digest')} {_short(got)}, "
+                f"expected {_short(want)}",
+                code="content",
+            )
+
+
+def _statement(answer: Answer, asked: Asked) -> bytes:
+    """The bytes that are signed."""
+    return items(
+        {
+            "purpose": _PURPOSE,
+            "protocol": PROTOCOL,
+            "kind": type(answer).__name__,
+            "content": digest_of_answer(answer),
+            **asdict(asked),
+        }
+    )
+
+
+def _short(value: object) -> str:
+    return str(value)[:16] if isinstance(value, str) else str(value)
+
+
+# --- keys -------------------------------------------------------------------------
+
+
+def make_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Make a key in a file of mode 0600; one that is there already stays.
+
+    Args:
+        path: In a folder that others can't enter.
+
+    Raises:
+        JoinError: A file is there that is no such key, or others may read it.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(private_pem(Ed25519PrivateKey.generate()))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return read_signing_key(path)
+
+
+def public_text(key: Ed25519PublicKey) -> str:
+    """A verifying key as 64 hexadecimal digits (RFC 8032's 32 bytes)."""
+    return key.public_bytes_raw().hex()
+
+
+def public_from_text(text: str) -> Ed25519PublicKey:
+    """The key that `public_text` wrote, or one in PEM, as the register holds it.
+
+    Raises:
+        JoinError: The text is no such key.
+    """
+    try:
+        if text.startswith("-----BEGIN"):
+            key = load_pem_public_key(text.encode())
+        else:
+            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
+        if isinstance(key, Ed25519PublicKey):
+            return key
+    except (ValueError, UnsupportedAlgorithm):
+        pass
+    raise JoinError(
+        f"a verifying key came as {text[:20]!r}, expected 64 hexadecimal digits, or "
+        "an Ed25519 key in PEM"
+    )
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """SHA-256 of a verifying key, 64 hexadecimal digits."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
