@@ -1,20 +1,21 @@
-"""Files that only the site's own user may read, and that are whole or absent.
+"""Files and folders that only the site's own user may read.
 
-Written to a temporary name beside the target, synced, then renamed: a reader sees the
-old file or the new one, whatever instant the power fails. Modes are set when a file is
-created, not afterwards, so that there is no moment in which others could open it.
+Modes are set when a file is created, not afterwards, so that there is no moment in
+which others could open it. How a file is written whole or not at all: `common.durable`.
 """
 
 import os
 import stat
 from pathlib import Path
 
+from common import durable
+from common.durable import write_whole
 from common.errors import StoreError
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
-TEMPORARY = ".tmp"
-"""Suffix of files that are being written; leftovers of a killed process."""
+TEMPORARY = durable.TEMPORARY
+sync_folder = durable.sync_folder
 
 
 def make_private_folder(folder: Path) -> None:
@@ -52,26 +53,7 @@ def create_private(path: Path) -> int:
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace a small file by new content, durably and as a whole."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    temporary.unlink(missing_ok=True)
-    try:
-        with os.fdopen(create_private(temporary), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:  # a full disk or Ctrl-C; there is nothing to remove after the rename
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in the folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(path, content, mode=FILE_MODE)
 
 
 def sweep(folder: Path) -> int:

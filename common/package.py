@@ -17,7 +17,6 @@ whoever can replace the weights can replace `model.json` as well.
 import hashlib
 import json
 import math
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from safetensors import SafetensorError
 from torch import Tensor
 
+from common.durable import sync_folder, write_whole
 from common.errors import ModelError
 from common.plan import Plan
 
@@ -232,29 +232,17 @@ def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     fresh.mkdir()
     try:
         for name, content in files.items():
-            with (fresh / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync_folder(fresh)
+            write_whole(fresh / name, content)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except BaseException:
         if old.exists() and not folder.exists():
             old.rename(folder)
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _card(record: PackageRecord) -> str:

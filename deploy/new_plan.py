@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tomli_w
 
+from common.durable import write_whole
 from common.errors import UsageError
 from common.plan_file import parse_plan
 from common.plan_section import NAME_PATTERN
-from server.durable import write_durable
 
 _HEAD = """\
 # A federation plan: the whole experiment in one file. `fedct plan schema` lists every
@@ -170,7 +170,7 @@ def write_plan(
     text += _TAIL + "".join(_site_table(site, source_format) for site in sites)
     parse_plan(text, out.name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_durable(out, text.encode())
+    write_whole(out, text.encode())
 
 
 def _site_table(site: str, source_format: str) -> str:

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from client.private_files import FILE_MODE, make_private_folder
+from common.durable import write_whole
 from common.errors import RunError, StoreError
 from common.parameters import digest_of
 from common.plan import Plan
 from common.plan_file import load_plan
 from server.app import ARM_RECORD_FILE, BEST_FILE
-from server.durable import write_durable
 from server.record import ArmRecord
 
 PLAN_FILE = "plan.toml"
@@ -99,7 +99,7 @@ def begin(out: Path, threads: int, baselines: Sequence[Baseline] = ()) -> Start:
     known = _read_start(path) if path.exists() else Start(at=now(), threads=threads)
     wanted = tuple(b for b in BASELINES if b in {*known.baselines, *baselines})
     start = known.model_copy(update={"baselines": wanted})
-    write_durable(path, start.model_dump_json().encode())
+    write_whole(path, start.model_dump_json().encode())
     return start
 
 

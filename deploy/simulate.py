@@ -23,6 +23,7 @@ import torch
 from client.intake.run import SiteData
 from client.open_site import choose_device, open_cases
 from client.site import SiteConfig, write_site
+from common.durable import write_whole
 from common.errors import FedctError, PlanError, UsageError
 from common.networks import check_fits
 from common.package import PackageFacts, save_package
@@ -48,7 +49,6 @@ from deploy.run_folder import (
 )
 from deploy.versions import device_name, versions
 from server.app import write_arms
-from server.durable import write_durable
 from server.federation import Arm, first_model
 from server.record import ArmRecord, RunRecord, SiteRecord
 from server.report import write_report
@@ -135,7 +135,7 @@ def simulate(
     choose_device(device)
     root = (data_root or plan_path.parent / simulation.data_root).resolve()
     with held(out, plan, resume=resume):
-        write_durable(out / PLAN_FILE, plan_toml(plan).encode())
+        write_whole(out / PLAN_FILE, plan_toml(plan).encode())
         start = begin(out, threads or torch.get_num_threads(), baselines)
         run = _lay_out(plan, simulation, out, start.baselines, root, device)
         data = _take_in(run)

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from common.durable import write_whole
 from common.errors import RunError
-from server.durable import write_durable
 from server.server_step import ServerState
 
 
@@ -26,7 +26,7 @@ def write_checkpoint(folder: Path, number: int, state: ServerState) -> str:
     content = save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
     with ThreadPoolExecutor(1) as beside:  # hash while the disk is busy
         digest = beside.submit(lambda: hashlib.sha256(content).hexdigest())
-        write_durable(_path(folder, number), content)
+        write_whole(_path(folder, number), content)
     return digest.result()
 
 
@@ -56,9 +56,9 @@ def _lost(number: int, why: str) -> RunError:
 
 
 def prune(folder: Path, keep: Collection[int]) -> None:
-    """Drop all checkpoints but those of the given rounds."""
+    """Drop all checkpoints but those of the given rounds, and half-written ones."""
     wanted = {_path(folder, number) for number in keep}
-    for path in folder.glob("round-*.safetensors"):
+    for path in folder.glob("round-*"):
         if path not in wanted:
             path.unlink(missing_ok=True)
 

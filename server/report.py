@@ -8,8 +8,6 @@ record is escaped; a site that is called `<script>` is shown as just that.
 
 import base64
 import hashlib
-import os
-import tempfile
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -18,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import ValidationError
 
+from common.durable import write_whole
 from common.errors import RunError
 from server import report_format as write
 from server import report_view as view
@@ -73,8 +72,9 @@ def write_report(record: RunRecord, run_folder: Path) -> None:
     """
     page = render_html(record)
     try:
-        _write_whole(run_folder / JSON_NAME, record.model_dump_json(indent=2) + "\n")
-        _write_whole(run_folder / HTML_NAME, page)
+        text = record.model_dump_json(indent=2) + "\n"
+        write_whole(run_folder / JSON_NAME, text.encode())
+        write_whole(run_folder / HTML_NAME, page.encode())
     except OSError as error:
         raise RunError(
             f"report could not be written to {run_folder}: {error.strerror}, expected "
@@ -103,26 +103,6 @@ def read_record(run_folder: Path) -> RunRecord:
             f"report read a damaged or foreign {path}: {where}: {first['msg']}, "
             "expected what this version of fedct wrote; run it again with --resume"
         ) from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, and return when the disk has it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp gives 0600; a report is there to be shown
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _own_file(name: str) -> str:

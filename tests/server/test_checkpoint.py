@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
+from common.durable import write_whole
 from common.errors import RunError
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
-from server.durable import write_durable
 from server.server_step import ServerState
 
 STATE = ServerState(np.arange(5, dtype=np.float32), first=np.ones(5, np.float32))
@@ -36,6 +36,7 @@ def test_a_lost_or_foreign_checkpoint_is_refused(tmp_path, damage):
 def test_pruning_keeps_what_it_is_told(tmp_path):
     for number in range(4):
         write_checkpoint(tmp_path, number, STATE)
+    (tmp_path / "round-000004.safetensors.77.tmp").touch()  # of a killed process
     prune(tmp_path, {1, 3})
     assert sorted(p.stem[-1] for p in tmp_path.iterdir()) == ["1", "3"]
 
@@ -43,15 +44,15 @@ def test_pruning_keeps_what_it_is_told(tmp_path):
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from server.durable import write_durable
+from common.durable import write_whole
 for n in itertools.count():
-    write_durable(Path(sys.argv[1]), bytes([n % 256]) * 3_000_000)
+    write_whole(Path(sys.argv[1]), bytes([n % 256]) * 3_000_000)
 """
 
 
 def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
     path = tmp_path / "file"
-    write_durable(path, b"\0" * 3_000_000)
+    write_whole(path, b"\0" * 3_000_000)
     for pause in (0.3, 0.35, 0.4):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
         time.sleep(pause)

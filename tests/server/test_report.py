@@ -385,7 +385,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, record, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("server.report.os.fsync", full)
+    monkeypatch.setattr("common.durable.os.fsync", full)
     with pytest.raises(RunError, match="No space left"):
         write_report(changed(record, name="again"), tmp_path)
     assert (tmp_path / "report.json").read_bytes() == before
