@@ -1,0 +1,204 @@
+"""The line between hub and site: settings in, a configuration for nginx out.
+
+The TLS that the internet meets is nginx's, not ours: it asks for client certificates,
+reads the revocation list, and lets nothing through but the Fleet API and health.
+`install` has nginx itself test a configuration before it takes the place of the old
+one, so that what lies in the folder can always be started (`deploy.nginx_run`).
+
+A certificate that is revoked loses its idle connections with the reload, and those with
+a request under way `shutdown_s` later at the latest. Sessions can't be resumed, so
+nobody comes back without being judged anew.
+
+Not covered here: users of the site's own machine. Whoever may connect to its loopback
+port speaks to the hub with the site's certificate; Flower's node key and the signature
+on each update are what he lacks.
+"""
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from common.errors import TransportError
+from deploy.nginx_run import CONFIG, check
+
+ACCESS_LOG: Final = "access.jsonl"
+SHUTDOWN_S: Final = 45
+"""A 5 MiB object takes 42 s at 1 Mbit/s, so a reload harms no slow hospital's upload;
+with a look at the revocation list every few seconds, a revocation still takes effect
+within a minute."""
+_TEMPLATES: Final = Path(__file__).parent / "nginx"
+_HOST: Final = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
+_PATH: Final = re.compile(r"/[^\x00-\x1f\"\\$]*")
+"""What nginx takes in quotes as it stands: no quote, backslash or variable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """What both ends of the line need."""
+
+    folder: Path
+    """nginx's own: configuration, process id, access log. Absolute."""
+    port: int
+    """TCP port to listen on."""
+    certificate: Path
+    """PEM, shown to whoever connects."""
+    key: Path
+    """Its key, PEM."""
+    ca: Path
+    """Certificate of the federation's authority, PEM; no other is trusted."""
+    shutdown_s: int = SHUTDOWN_S
+    """How long a request may go on after a reload or a graceful stop."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path) and not _PATH.fullmatch(str(value)):
+                raise TransportError(
+                    f"gateway got the path {str(value)!r} for its {field.name}, "
+                    "expected an absolute one without quotes, backslashes, dollar "
+                    "signs and control characters; move the folder"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubGateway(Gateway):
+    """The hub's public port."""
+
+    crl: Path
+    """Revocation list of the authority, PEM. Once its next update is overdue nobody is
+    let in."""
+    superlink_port: int
+    """Where the SuperLink listens on 127.0.0.1; its certificate is the authority's."""
+    superlink_name: str = "localhost"
+    """DNS name in that certificate."""
+    listen: tuple[str, ...] = ("0.0.0.0",)
+    """Addresses to listen on; IPv6 ones in brackets."""
+    connections_per_site: int = 32
+    """How many requests one site may have under way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_hosts((*self.listen, self.superlink_name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteGateway(Gateway):
+    """A site's way out: a loopback port behind which the hub is."""
+
+    site_certificate: Path
+    """PEM, shown to the hub."""
+    site_key: Path
+    """Its key, PEM."""
+    hub_host: str
+    """Name and port of the hub, as in its address."""
+    hub_tls_name: str
+    """DNS name that the hub's certificate must bear."""
+    upstreams: tuple[str, ...]
+    """Address and port to connect to: what `hub_addresses` found, or where
+    `client.connect_relay` listens if there is a proxy to go through."""
+    answer_s: int = 28
+    """How long the line may be silent: less than the 30 s after which Flower gives up
+    by itself, so that it hears of a dead line and tries again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_hosts((*self.upstreams, self.hub_host, self.hub_tls_name))
+        if not self.upstreams:
+            raise TransportError("gateway got no address of the hub, expected one")
+
+
+def render(settings: HubGateway | SiteGateway, user: str | None = None) -> str:
+    """The configuration as nginx reads it.
+
+    Args:
+        settings: Of the hub's or the site's end.
+        user: Whom nginx's workers are to be; only root may choose.
+    """
+    import jinja2  # not needed to start nginx
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    name = "hub.conf.j2" if isinstance(settings, HubGateway) else "site.conf.j2"
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return templates.get_template(name).render(**values, user=user)
+
+
+def install(settings: HubGateway | SiteGateway) -> bool:
+    """Write the configuration into its folder, once nginx itself has found it good.
+
+    Returns:
+        Whether it differs from the one before, so that a running nginx needs `reload`.
+
+    Raises:
+        TransportError: nginx is absent or refuses it; the one before stays.
+    """
+    folder = settings.folder
+    try:
+        (folder / "temp").mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = render(settings, _owner(folder) if os.geteuid() == 0 else None)
+        new = folder / f"{CONFIG}.new"
+        new.write_text(text)
+        check(folder, new.name)
+        old = folder / CONFIG
+        changed = not old.exists() or old.read_text() != text
+        new.replace(old)
+    except OSError as error:
+        raise TransportError(
+            f"gateway can't write its configuration ({error.strerror}), expected a "
+            "folder that this user may write to and a disk with room"
+        ) from error
+    return changed
+
+
+def watched(settings: HubGateway | SiteGateway) -> tuple[Path, ...]:
+    """The files whose change calls for a reload."""
+    paths = (getattr(settings, field.name) for field in fields(settings))
+    files = (p for p in paths if isinstance(p, Path) and p != settings.folder)
+    return (settings.folder / CONFIG, *files)
+
+
+def hub_addresses(host: str, port: int) -> tuple[str, ...]:
+    """Where a host name leads now, as nginx wants it, in an order that stays.
+
+    nginx asks for names once, when it starts, and would not start without an answer. So
+    we ask (by the system's own ways, its hosts file included), again from time to time,
+    and reload when the answer is another.
+
+    Raises:
+        TransportError: There is no such name, or nobody answers.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise TransportError(
+            f"site can't find the hub {host!r} ({error.strerror}), expected its name "
+            "to be known; check the name in client.toml and this machine's DNS"
+        ) from error
+    hosts = {str(address[4][0]) for address in found}
+    ordered = sorted(hosts, key=lambda h: (ipaddress.ip_address(h).version, h))
+    return tuple(f"[{h}]:{port}" if ":" in h else f"{h}:{port}" for h in ordered)
+
+
+def _owner(folder: Path) -> str:
+    try:
+        return folder.owner()
+    except KeyError:  # a mounted folder of a user whom this machine does not know
+        return "root"
+
+
+def _check_hosts(hosts: Sequence[str]) -> None:
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise TransportError(
+                f"gateway got the address {host[:64]!r}, expected a name or an IP "
+                "address, with a port where one belongs"
+            )
