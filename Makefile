@@ -10,7 +10,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types suite debian install install-dev bench clean
+.PHONY: demo test lint types suite debian install install-dev bench wheelhouse clean
 
 demo: install
 	$(BIN)/fedct demo --out $(OUT)
@@ -46,6 +46,11 @@ debian:
 
 bench: install-dev
 	$(BIN)/python tests/bench/run.py
+
+# For machines without a network and for images: docs/howto/install-without-network.md.
+WHEELHOUSE ?= wheelhouse
+wheelhouse: install
+	$(BIN)/python -m deploy.wheelhouse $(WHEELHOUSE) --constraints constraints.txt
 
 clean:
 	rm -rf $(VENV) demo runs
