@@ -14,9 +14,9 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from common.certificates import host_of
+from common.certificates import check_site_name, host_of
 from common.errors import JoinError
 from common.joining import SiteName
 from common.new_folder import check_finished
@@ -55,7 +55,6 @@ _TEMPLATE = """\
 # "ask": a plan waits until the engineer approves it. "auto": any plan of the hub trains
 {approve}
 
-[data]
 # where the images lie, and what they are: dicom, nifti, metaimage or images
 {data}"""
 
@@ -149,6 +148,43 @@ class SiteFile(_Table):
         return data
 
 
+def new_settings(
+    name: str,
+    hub: str,
+    data: Path,
+    source_format: str,
+    device: str = "auto",
+    proxy: str | None = None,
+) -> SiteFile:
+    """Settings from what the engineer typed.
+
+    Raises:
+        JoinError: A value is wrong, or there is no data at the path.
+    """
+    check_site_name(name)
+    if not data.exists():
+        raise JoinError(
+            f"site {name!r} got --data {str(data)!r}, which does not exist here, "
+            "expected the folder of its images; check the path and the mount"
+        )
+    content = {
+        "name": name,
+        "device": device,
+        "hub": {"address": hub},
+        "network": {"proxy": proxy},
+        "data": {"source": str(data.resolve()), "format": source_format},
+    }
+    try:
+        return SiteFile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        where = ".".join(str(part) for part in first["loc"])
+        raise JoinError(
+            f"site {name!r} got {first['input']!r} for {where}: {message}"
+        ) from error
+
+
 def site_toml(settings: SiteFile) -> str:
     """The settings as a commented file."""
     return _TEMPLATE.format(
@@ -158,7 +194,7 @@ def site_toml(settings: SiteFile) -> str:
         address=_line("address", settings.hub.address),
         proxy=_line("proxy", settings.network.proxy, example="http://host:3128"),
         approve=_line("approve", settings.policy.approve),
-        data=tomli_w.dumps(settings.data.model_dump(exclude_none=True)),
+        data=tomli_w.dumps({"data": settings.data.model_dump(exclude_unset=True)}),
     )
 
 

@@ -13,7 +13,6 @@ import secrets
 from datetime import datetime
 from pathlib import Path
 
-import tomli_w
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.certificates import (
@@ -38,6 +37,7 @@ from server.hub import (
     SECRET,
     Hub,
     HubFile,
+    hub_toml,
 )
 from server.revocation import begin_register
 
@@ -67,8 +67,7 @@ def create_hub(folder: Path, settings: HubFile, now: datetime) -> Hub:
         certify_hub(hub, now)
         begin_register(hub, now)
         _write(folder / SECRET, secrets.token_bytes(SECRET_BYTES))
-        text = tomli_w.dumps(settings.model_dump(exclude_none=True))
-        _write(folder / HUB_FILE, text.encode())
+        _write(folder / HUB_FILE, hub_toml(settings).encode())
     return hub
 
 

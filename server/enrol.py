@@ -11,24 +11,16 @@ Not covered here: that the request is the hospital's. `fedct server enroll` asks
 coordinator to compare its fingerprint with what the hospital reads out.
 """
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from common.certificates import (
     LONGEST_DAYS,
     certificate_pem,
-    check_site_name,
     fingerprint_of,
     grouped,
     instant,
     issue,
-    name_in,
     same_fingerprint,
 )
 from common.errors import JoinError
@@ -36,73 +28,18 @@ from common.joining import (
     Kit,
     KitHub,
     KitSignatures,
-    Request,
-    altered,
-    is_signed,
     parse,
-    request_fingerprint,
     sign,
     signed_bytes,
     to_bytes,
 )
-from common.keys import PublicKey, openssh_line, public_pem
+from server.asked import CheckedRequest
 from server.durable import write_durable
 from server.hub import KITS, Hub
 from server.register import Issued, Register, locked, read_register, write_register
 
 CLOCKS_AGREE = timedelta(minutes=10)
 """A request from further in the future shows that one of the two clocks is wrong."""
-
-
-@dataclass(frozen=True)
-class CheckedRequest:
-    """A request that is whole and signed by each of its keys."""
-
-    request: Request
-    """As the site wrote it."""
-    tls_key: ec.EllipticCurvePublicKey
-    """To be certified."""
-    keys: tuple[str, str, str]
-    """All three public keys, as the register holds them."""
-    fingerprint: str
-    """SHA-256 of what the site signed, for the phone."""
-
-
-def read_request(content: bytes) -> CheckedRequest:
-    """Check a request for itself: its form and its three signatures.
-
-    Raises:
-        JoinError: It is no request, of another version, or was altered.
-    """
-    request = parse(content, Request)
-    check_site_name(request.name)
-    signed, signatures = signed_bytes(request), request.signatures
-    try:
-        csr = x509.load_pem_x509_csr(request.csr.encode())
-        tls: object = csr.public_key()
-        node: object = serialization.load_ssh_public_key(request.node_key.encode())
-        verify: object = serialization.load_pem_public_key(request.verify_key.encode())
-        sound = csr.is_signature_valid and name_in(csr) == request.name
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise altered("request", "site") from error
-    if not (
-        sound
-        and isinstance(tls, ec.EllipticCurvePublicKey)
-        and isinstance(tls.curve, ec.SECP256R1)
-        and isinstance(node, ec.EllipticCurvePublicKey)
-        and isinstance(node.curve, ec.SECP384R1)
-        and isinstance(verify, ed25519.Ed25519PublicKey)
-    ):
-        raise altered("request", "site")
-    proofs: list[tuple[PublicKey, str]] = [
-        (tls, signatures.tls),
-        (node, signatures.node),
-        (verify, signatures.sign),
-    ]
-    if not all(is_signed(key, signed, proof) for key, proof in proofs):
-        raise altered("request", "site")
-    keys = public_pem(tls), openssh_line(node), public_pem(verify)
-    return CheckedRequest(request, tls, keys, request_fingerprint(request))
 
 
 def is_known(hub: Hub, checked: CheckedRequest) -> bool:

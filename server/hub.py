@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -38,6 +39,18 @@ INIT: Final = "fedct server init"
 NUMERIC_HUB: Final = "fedct-hub"
 """Stands in the certificate of a hub that has an IP address for a name: nginx compares
 what it verifies with DNS names only."""
+
+_TEMPLATE = """\
+# The hub: how hospitals reach it, and the ports of this machine.
+# DNS name or IP address by which hospitals reach it; after a change: fedct server renew
+{name}
+# the one port that hospitals need
+{port}
+# address of this machine that the port is opened on
+{listen}
+# port of Flower's SuperLink, on loopback
+{superlink_port}
+"""
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -76,6 +89,15 @@ class HubFile(BaseModel):
         """The name that sites check the hub's certificate for."""
         numeric = isinstance(host_of(self.name), x509.IPAddress)
         return NUMERIC_HUB if numeric else self.name
+
+
+def hub_toml(settings: HubFile) -> str:
+    """The settings as a commented file."""
+    lines = {
+        key: tomli_w.dumps({key: value}).strip()
+        for key, value in settings.model_dump().items()
+    }
+    return _TEMPLATE.format(**lines)
 
 
 def read_hub_file(folder: Path) -> HubFile:
