@@ -29,6 +29,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_show_locals=False,  # they may be patient data or keys
     rich_markup_mode="markdown",
     help="Federated learning on CT across hospitals.\n\nExample: `fedct demo`",
 )

@@ -80,7 +80,8 @@ class Register(BaseModel):
 
     def latest(self) -> dict[str, Issued]:
         """The newest certificate of each site, in order of names."""
-        return dict(sorted((entry.name, entry) for entry in self.issued))
+        newest = {entry.name: entry for entry in self.issued}
+        return {name: newest[name] for name in sorted(newest)}
 
 
 @dataclass(frozen=True)
