@@ -8,25 +8,33 @@ import torch
 from client.intake.run import take_in
 from client.secret import load_secret
 from client.service import SiteCases, SiteService
-from client.site import PLAN_FILE, SiteConfig, read_site
+from client.site import SiteConfig, read_site
 from client.store import CaseStore
 from common.errors import EngineError, StoreError
 from common.plan import Plan
-from common.plan_file import load_plan
 
 
-def open_site(folder: Path) -> SiteService:
+def open_site(folder: Path, plan: Plan) -> SiteService:
     """Take in what is new at the source, open the store, build the network.
 
+    Args:
+        folder: The site's folder.
+        plan: A plan that the site approved.
+
     Raises:
-        FedctError: The folder is not a site's, the source can't be read, or it has
-            fewer accepted cases than the plan's floor.
+        FedctError: The folder is not a site's, the source can't be read, it has fewer
+            accepted cases than the plan's floor, or the plan needs a GPU.
     """
     config = read_site(folder)
-    plan = load_plan(folder / PLAN_FILE)
+    device = choose_device(config.device)
+    if plan.training.amp == "fp16" and device.type != "cuda":
+        raise EngineError(
+            f"site {config.name!r} got a plan with training.amp 'fp16' and computes on "
+            "a CPU, expected a GPU; set training.amp to 'bf16' or 'off'"
+        )
     members = [Path(member) for member in config.members] or [folder]
     cases = tuple(open_cases(member, plan) for member in members)
-    return SiteService(config.name, folder, plan, cases, choose_device(config.device))
+    return SiteService(config.name, folder, plan, cases, device)
 
 
 def open_cases(folder: Path, plan: Plan) -> SiteCases:

@@ -38,6 +38,8 @@ class SiteState:
     """State dict of the optimiser; unset: begin with fresh moments."""
     local: dict[str, Tensor] = field(default_factory=dict)
     """FedBN: tensors that never travel."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """fp16: state dict of the loss scale."""
     control: Tensor | None = None
     """SCAFFOLD: the site's control variate c_i, float32 [P]."""
 

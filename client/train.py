@@ -12,13 +12,14 @@ is.
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import TrainingError
+from common.inference import autocast
 from common.plan import Plan, Training
 from common.task import Batch, Task
 
@@ -45,9 +46,12 @@ class Trained:
     loss: float
     """Mean loss over the steps."""
     rate_sum: float
-    """Sum of the learning rates: what SCAFFOLD divides by."""
+    """Sum of the learning rates of the steps taken: what SCAFFOLD divides by. A step
+    whose gradient overflows float16 is skipped."""
     seconds: float
     """Wall time of the steps."""
+    scaler: dict[str, Any]
+    """fp16: the loss scale that was found, for the next round; else empty."""
 
 
 def build_optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
@@ -93,6 +97,7 @@ def train_round(
     first_step: int,
     total_steps: int,
     correction: Correction,
+    scaler: dict[str, Any],
     device: torch.device,
     progress: Progress,
 ) -> Trained:
@@ -108,34 +113,38 @@ def train_round(
         first_step: Steps that this site was scheduled for before this round.
         total_steps: Steps of this site over all rounds: the length of the schedule.
         correction: What the algorithm adds to each gradient.
+        scaler: Of the round before; empty in the first.
         device: Where batches are moved to.
         progress: Told after each step.
 
     Raises:
-        TrainingError: The loss is not finite.
+        TrainingError: The loss is not finite, or float16 held no gradient at all.
     """
-    scaler = torch.amp.GradScaler(device.type, enabled=plan.training.amp == "fp16")
+    scale = torch.amp.GradScaler(device.type, enabled=plan.training.amp == "fp16")
+    if scaler:
+        scale.load_state_dict(scaler)
     network.train()
     total = torch.zeros((), device=device)
     rate_sum = 0.0
     started = time.perf_counter()
     for done, batch in zip(range(steps), batches, strict=False):
         rate = rate_at(first_step + done, total_steps, plan.training)
-        rate_sum += rate
         for group in optimizer.param_groups:
             group["lr"] = rate
         here = _to_device(batch, device)
-        with _autocast(plan, device):
+        with autocast(plan, device):
             output = network(here.image)
         loss = task.loss(output.float(), here)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
+        scale.scale(loss).backward()
+        scale.unscale_(optimizer)
         _correct(network, correction)
         if plan.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(network.parameters(), plan.training.max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        before = scale.get_scale()
+        scale.step(optimizer)
+        scale.update()
+        rate_sum += rate if scale.get_scale() >= before else 0.0
         total += loss.detach()
         progress(done + 1, steps)
     mean = float(total) / steps
@@ -144,7 +153,12 @@ def train_round(
             f"training got a loss of {mean} within {steps} steps, expected a finite "
             "one; lower training.learning_rate or set training.max_grad_norm"
         )
-    return Trained(mean, rate_sum, time.perf_counter() - started)
+    if scale.is_enabled() and not rate_sum:
+        raise TrainingError(
+            f"training took none of {steps} steps, because float16 held no gradient, "
+            'expected some; set training.amp = "bf16" or more training.steps'
+        )
+    return Trained(mean, rate_sum, time.perf_counter() - started, scale.state_dict())
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
@@ -155,13 +169,6 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         mask=batch.mask.to(device, non_blocking=True),
         label=batch.label.to(device, non_blocking=True),
     )
-
-
-def _autocast(plan: Plan, device: torch.device) -> AbstractContextManager[object]:
-    if plan.training.amp == "off":
-        return nullcontext()
-    dtype = torch.bfloat16 if plan.training.amp == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype)
 
 
 def _correct(network: nn.Module, correction: Correction) -> None:

@@ -74,6 +74,13 @@ def test_a_refused_source_names_the_codes(make_site, tmp_path):
         open_site(make_site(tmp_path / "north", plan))
 
 
+def test_float16_on_a_cpu_is_refused_before_intake(make_site, tmp_path):
+    folder = make_site(tmp_path / "north", slices(training__amp="fp16"))
+    with pytest.raises(EngineError, match=r"'north' .* 'fp16' .* expected a GPU"):
+        open_site(folder)
+    assert not (folder / "store").exists()
+
+
 def test_the_device_is_what_was_asked_for_or_an_error():
     assert choose_device("cpu") == torch.device("cpu")
     wanted = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,6 +6,7 @@ import torch
 
 from client.state import SiteState, load_state, save_state
 from common.errors import StoreError
+from tests.client.conftest import order, quiet, slices
 
 
 def state(value: float) -> SiteState:
@@ -31,6 +32,13 @@ def value_of(found: SiteState) -> float:
 def test_a_state_comes_back_as_it_was_saved(tmp_path):
     save_state(tmp_path / "run", 1, state(1.5), keep=0)
     assert value_of(load_state(tmp_path / "run", 1)) == 1.5
+
+
+def test_a_round_in_float16_leaves_its_loss_scale_to_the_next(make_service, tmp_path):
+    plan = slices(training__amp="fp16")
+    make_service(plan).train(order(plan, 1, 0), quiet)
+    kept = load_state(tmp_path / "site" / "state" / "run", 1).scaler
+    assert kept["scale"] == 2.0**16
 
 
 def test_round_0_is_an_empty_state(tmp_path):

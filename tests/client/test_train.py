@@ -52,7 +52,9 @@ def settings(**changes):
     return plan(**{"training__weight_decay": 0.0, **given})
 
 
-def take(net, the_plan, some, *, optimizer=None, first=0, total=None, how=NONE):
+def take(
+    net, the_plan, some, *, optimizer=None, first=0, total=None, how=NONE, scaler=None
+):
     return train_round(
         net,
         optimizer or build_optimizer(net, the_plan.training),
@@ -63,6 +65,7 @@ def take(net, the_plan, some, *, optimizer=None, first=0, total=None, how=NONE):
         first_step=first,
         total_steps=total or len(some),
         correction=how,
+        scaler=scaler or {},
         device=CPU,
         progress=quiet,
     )
@@ -90,6 +93,15 @@ PLAIN = {
     "training__schedule": "constant",
     "training__learning_rate": 1.0,
 }
+
+
+FP16 = {"training__amp": "fp16"}
+
+
+def scale_of(power: int) -> dict:
+    """A loss scale of 2 to this power, as a round leaves it."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**power)
+    return scaler.state_dict()
 
 
 def test_the_cosine_falls_from_the_peak_to_zero_over_the_whole_run():
@@ -220,6 +232,25 @@ def test_bfloat16_runs_on_the_cpu_and_learns_nearly_the_same():
     assert all(p.dtype == torch.float32 for p in other.parameters())
 
 
+def test_float16_counts_only_steps_it_took_and_keeps_the_scale_it_found():
+    the_plan = settings(**{**PLAIN, "training__learning_rate": 1e-4}, **FP16)
+    net, some = network(), batches(1) * 12
+    first = take(net, the_plan, some, scaler=scale_of(30))
+    skipped = 30 - math.log2(first.scaler["scale"])
+    assert 1 <= skipped < 12
+    assert first.rate_sum == pytest.approx(1e-4 * (12 - skipped))
+    second = take(net, the_plan, some, scaler=first.scaler)
+    assert second.rate_sum == pytest.approx(1e-4 * 12)
+
+
+def test_a_round_without_any_step_is_an_error():
+    net, the_plan = network(), settings(**FP16)
+    before = weights(net)
+    with pytest.raises(TrainingError, match="none of 2 steps"):
+        take(net, the_plan, batches(2), scaler=scale_of(60))
+    assert torch.equal(weights(net), before)
+
+
 def test_progress_is_told_after_each_step():
     told = []
     net, the_plan = network(), settings()
@@ -233,6 +264,7 @@ def test_progress_is_told_after_each_step():
         first_step=0,
         total_steps=4,
         correction=Correction(),
+        scaler={},
         device=CPU,
         progress=lambda done, steps: told.append((done, steps)),
     )
