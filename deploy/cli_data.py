@@ -7,20 +7,11 @@ from typing import Annotated
 
 import typer
 
-from deploy.cli_options import Format, FormatOption
+from deploy.cli_options import Format, FormatOption, WhereOption, parse_where
 
 
 class SourceFormat(StrEnum):
     """What a source is made of."""
-
-    DICOM = "dicom"
-    NIFTI = "nifti"
-    METAIMAGE = "metaimage"
-    IMAGES = "images"
-
-
-class PhantomKind(StrEnum):
-    """How phantoms are written."""
 
     DICOM = "dicom"
     NIFTI = "nifti"
@@ -38,10 +29,7 @@ def intake(
     source_format: Annotated[
         SourceFormat, typer.Option(help="What the source is made of.")
     ] = SourceFormat.DICOM,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help="COLUMN=VALUE, for pictures: only these rows."),
-    ] = None,
+    where: WhereOption = None,
     export: Annotated[
         Path | None,
         typer.Option(help="Also write each accepted volume and label as NIfTI."),
@@ -58,22 +46,18 @@ def intake(
     from rich.console import Console
 
     from client.intake.table import row_of, to_table
-    from common.errors import UsageError
     from common.sources import Source
     from deploy.intake import take_in_verdicts
     from deploy.progress import show_progress
 
-    for item in where or []:
-        if "=" not in item:
-            raise UsageError(f"option --where got {item!r}, expected COLUMN=VALUE")
-    filters = dict(item.split("=", 1) for item in where or [])
-    chosen = Source(source=str(source), format=source_format.value, where=filters)
+    rows = parse_where(where)
+    chosen = Source(source=str(source), format=source_format.value, where=rows)
     with show_progress():
         verdicts, count = take_in_verdicts(chosen, store, plan, export)
     if output_format is Format.JSON:
-        rows = [row_of(verdict) for verdict in verdicts]
+        series = [row_of(verdict) for verdict in verdicts]
         counts = {"accepted": count.accepted, "found": count.found}
-        typer.echo(json.dumps({**counts, "series": rows}, indent=1))
+        typer.echo(json.dumps({**counts, "series": series}, indent=1))
         return
     Console().print(to_table(verdicts, count))
     typer.echo(f"accepted {count.accepted} of {count.found} series; tables in {store}")
@@ -87,8 +71,8 @@ def phantom(
     size: Annotated[str, typer.Option(help="tiny, small or full.")] = "full",
     seed: Annotated[int, typer.Option(help="Decides everything.")] = 1,
     kind: Annotated[
-        PhantomKind, typer.Option(help="How they are written.")
-    ] = PhantomKind.DICOM,
+        SourceFormat, typer.Option(help="How they are written.")
+    ] = SourceFormat.DICOM,
     awkward: Annotated[
         bool, typer.Option("--awkward", help="Also a hospital full of faults.")
     ] = False,
@@ -103,13 +87,13 @@ def phantom(
     from deploy.progress import show_progress, tell_phantom
 
     with show_progress():
-        if kind is PhantomKind.DICOM:
+        if kind is SourceFormat.DICOM:
             write_hospitals(
                 out, patients=patients, seed=seed, size=size, progress=tell_phantom
             )
-        elif kind is PhantomKind.IMAGES:
+        elif kind is SourceFormat.IMAGES:
             write_images(out, patients=patients or 8, seed=seed)
-        elif kind is PhantomKind.NIFTI:
+        elif kind is SourceFormat.NIFTI:
             write_nifti(out, patients=patients or 8, seed=seed, size=size)
         else:
             write_metaimage(out, patients=patients or 8, seed=seed, size=size)

@@ -2,9 +2,6 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +9,7 @@ import typer
 
 from common.errors import UsageError
 from deploy.cli_data import SourceFormat
-from deploy.cli_options import Format, FormatOption
+from deploy.cli_options import Format, FormatOption, WhereOption, parse_where
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
     from client.predict import Predictions
     from common.sources import Source
 
-LINE_EVERY_S = 2.0
-"""How often a log line is written where there is no terminal."""
 ModelArgument = Annotated[
     Path, typer.Argument(help="A model folder, or a run folder that holds one.")
 ]
@@ -30,10 +25,6 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 SourceFormatOption = Annotated[
     SourceFormat | None,
     typer.Option(help="What the images are. [default: told by their names]"),
-]
-WhereOption = Annotated[
-    list[str] | None,
-    typer.Option(help="COLUMN=VALUE, for pictures: only these rows."),
 ]
 
 
@@ -62,13 +53,14 @@ def predict(
     from client.open_site import choose_device
     from client.predict import predict_series
     from common.package import load_package
+    from deploy.progress import show_progress, tell_intake
 
     package = load_package(model)
     source = _source(series, source_format, where)
-    with _counting() as tell:
-        said = predict_series(package, source, out, choose_device(device), tell)
+    with show_progress():
+        said = predict_series(package, source, out, choose_device(device), tell_intake)
     if output_format is Format.JSON:
-        json.dump(_as_json(said, out), sys.stdout, indent=1)
+        typer.echo(json.dumps(_as_json(said, out), indent=1))
         return
     _print_predictions(said, out)
 
@@ -96,11 +88,12 @@ def evaluate(
     from client.assess import assess
     from client.open_site import choose_device
     from common.package import load_package
+    from deploy.progress import show_progress, tell_intake
 
     package = load_package(model)
     source = _source(data, source_format, where)
-    with _counting() as tell:
-        said = assess(package, source, choose_device(device), tell)
+    with show_progress():
+        said = assess(package, source, choose_device(device), tell_intake)
     text = said.model_dump_json(indent=1) + "\n"
     if out is not None:
         _write(out, text)
@@ -116,13 +109,10 @@ def _source(
     from client.predict import format_of
     from common.sources import Source
 
-    bad = next((item for item in where or [] if "=" not in item), None)
-    if bad is not None:
-        raise UsageError(f"command got --where {bad!r}, expected COLUMN=VALUE")
     return Source(
         source=str(path),
         format=source_format.value if source_format else format_of(path),
-        where=dict(item.split("=", 1) for item in where or []),
+        where=parse_where(where),
     )
 
 
@@ -201,41 +191,3 @@ def _console() -> "Console":
     from rich.console import Console
 
     return Console(file=sys.stdout, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _counting() -> Iterator[Callable[[str, int, int], None]]:
-    """A live line on a terminal; elsewhere a line every few seconds."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    console = Console(file=sys.stderr)
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task("start", total=None)
-    said_s = time.monotonic()
-
-    def tell(what: str, done: int, total: int) -> None:
-        nonlocal said_s
-        bar.update(task, description=what, completed=done, total=total)
-        if not console.is_terminal and time.monotonic() - said_s > LINE_EVERY_S:
-            said_s = time.monotonic()
-            console.print(f"{what} {done}/{total}", highlight=False)
-
-    with bar:
-        yield tell

@@ -26,6 +26,8 @@ from server.record import RoundRecord, SiteRound
 log = logging.getLogger("fedct.run")
 
 _STEP_EVERY_S = 0.2
+_LINE_EVERY_S = 2.0
+"""How often a log line says how far a reading is where there is no terminal."""
 
 
 class ProgressHandler(logging.Handler):
@@ -52,6 +54,7 @@ class ProgressHandler(logging.Handler):
         self._monitor = ""
         self._rounds = 0
         self._stepped = 0.0
+        self._said = time.monotonic()
 
     def start(self) -> None:
         """Begin to draw."""
@@ -80,7 +83,11 @@ class ProgressHandler(logging.Handler):
             self._say(f"phantom hospital {extra['hospital']}: {total} patients written")
 
     def _on_reading(self, extra: dict[str, object]) -> None:
-        self._now(f"{extra['what']} {extra['done']}/{extra['total']}")
+        done, total = int(str(extra["done"])), int(str(extra["total"]))
+        now = str(extra["what"])
+        self._bar.update(self._task, completed=done, total=total, now=now, visible=True)
+        if not self._live and time.monotonic() - self._said > _LINE_EVERY_S:
+            self._say(f"{now} {done}/{total}")
 
     def _on_intake(self, extra: dict[str, object]) -> None:
         self._now(f"intake of {extra['site']}")
@@ -137,6 +144,7 @@ class ProgressHandler(logging.Handler):
         self._say(Text.assemble((what, "yellow"), " ", why))
 
     def _say(self, words: str | Text) -> None:
+        self._said = time.monotonic()
         # One event, one line: nothing is wrapped, no bracket is taken for a style.
         self._console.print(words, highlight=False, markup=False, soft_wrap=True)
 

@@ -107,6 +107,19 @@ def test_accepted_replies_and_unknown_events_are_silent(lines):
     assert said() == ""
 
 
+def test_off_a_terminal_a_long_reading_says_now_and_then_how_far_it_is(
+    lines, monkeypatch
+):
+    logger, handler, said = lines
+    clock = iter([0.5, 1.5, 2.5, 2.6, 3.0, 4.8, 4.9])
+    handler._said = 0.0
+    monkeypatch.setattr("deploy.progress.time.monotonic", lambda: next(clock))
+    for done in range(1, 6):
+        logger.debug("reading", extra={"what": "files", "done": done, "total": 9})
+    handler.stop()
+    assert said().splitlines() == ["files 3/9", "files 5/9"]
+
+
 def test_on_a_terminal_a_bar_shows_and_clean_lines_stay():
     logger, handler, said = attached(console(True))
     some_events(logger)
