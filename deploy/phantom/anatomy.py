@@ -89,22 +89,14 @@ class Phantom:
     """All nodules of the patient, also those outside the grid (empty mask)."""
 
 
-def draw(
-    rng: np.random.Generator, grid: Grid, anatomy: Anatomy | None = None
-) -> Phantom:
-    """One patient from the generator on the grid.
+def imagine(rng: np.random.Generator, anatomy: Anatomy) -> Patient:
+    """Draw a patient.
 
     Args:
         rng: Spent on the patient alone, so equal generators give equal patients on
             all grids.
-        grid: Where HU are wanted; the origin is the middle of the chest.
-        anatomy: What kind of patient; None is an adult.
+        anatomy: What kind of patient.
     """
-    return render(imagine(rng, anatomy or Anatomy()), grid)
-
-
-def imagine(rng: np.random.Generator, anatomy: Anatomy) -> Patient:
-    """Draw a patient."""
     habitus, tissue = _habitus(rng), _tissue(rng, anatomy.contrast)
     trees = tuple(
         _lung_tree(rng, habitus, root, anatomy.branches, tip)

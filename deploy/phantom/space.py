@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from common.volume import Grid, corner_indices
+from common.volume import Grid
 
 FLOAT = np.float32
 """Precision of all drawing; HU need no more."""
@@ -104,12 +104,6 @@ def space_at(points: Float64[np.ndarray, "N 3"]) -> Space:
     """Scattered points as a space, so that distances can be asked there."""
     x, y, z = np.asarray(points, dtype=FLOAT).reshape(-1, 3).T
     return Space((len(x),), x, y, z, 1.0, np.eye(4))
-
-
-def bounds(grid: Grid) -> tuple[Float64[np.ndarray, " 3"], Float64[np.ndarray, " 3"]]:
-    """Smallest and largest x, y, z of the grid's voxel centres, mm."""
-    corners = (grid.affine @ corner_indices(grid.shape))[:3]
-    return corners.min(axis=1), corners.max(axis=1)
 
 
 def fill(distance: Field, edge_mm: float) -> Field:

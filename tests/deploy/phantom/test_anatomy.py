@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from common.volume import AxisOrder, Grid, Volume, reorder, reorder_grid, resample
-from deploy.phantom.anatomy import Anatomy, draw, imagine, render
+from deploy.phantom.anatomy import Anatomy, Phantom, imagine, render
 from deploy.phantom.nodules import NoduleMix, NodulePlan, distance
 from deploy.phantom.scanner import axial_grid
 from deploy.phantom.space import fill, space_at, space_of
@@ -14,14 +14,18 @@ SMALL = Anatomy(scale=0.5, branches=24)
 GRID = axial_grid((24, 48, 48), (5.0, 3.75, 3.75), (0.0, 0.0, -4.0))
 
 
+def draw(seed: int) -> Phantom:
+    return render(imagine(np.random.default_rng(seed), SMALL), GRID)
+
+
 @pytest.fixture(scope="module")
 def phantom():
-    return draw(np.random.default_rng(7), GRID, SMALL)
+    return draw(7)
 
 
 def test_equal_generators_draw_equal_patients(phantom):
-    again = draw(np.random.default_rng(7), GRID, SMALL)
-    other = draw(np.random.default_rng(8), GRID, SMALL)
+    again = draw(7)
+    other = draw(8)
     np.testing.assert_array_equal(again.volume.array, phantom.volume.array)
     assert [n.centre_mm for n in again.nodules] == [
         n.centre_mm for n in phantom.nodules
