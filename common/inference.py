@@ -145,7 +145,7 @@ def cut_windows(
 
 
 def window_corners(shape: Box, size: Box, overlap: float) -> list[Box]:
-    """Boxs of windows that cover a shape; the last one of a row ends flush."""
+    """First corners of windows that cover a shape; the last of a row ends flush."""
     rows = [
         _starts(have, window, overlap) for have, window in zip(shape, size, strict=True)
     ]

@@ -3,7 +3,7 @@
 A task is one readable module in `common.tasks`: what the network puts out, the loss,
 how labels become targets, how a case is judged, and how it is drawn. Everything else
 (intake, store, training loop, federation, report) is the same for all tasks and knows
-only this protocol. A new task is a new module, a section of the plan and a row in
+only this protocol. A new task is a new module, a section of the plan and a line in
 `common.tasks.catalog`.
 
 Judgements travel as *sums*: a mapping from name to a float vector such that adding the

@@ -156,7 +156,7 @@ def best_model(folder: Path) -> Float32[np.ndarray, " P"]:
 
 
 def _refuse(out: Path, plan: Plan, resume: bool) -> None:
-    """Is this folder new, or the run to resume? Writes nothing."""
+    """Refuse a folder that is neither new nor the run to resume. Writes nothing."""
     known = out / PLAN_FILE
     if out.exists() and not out.is_dir():
         raise RunError(

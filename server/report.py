@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from common.durable import write_whole
 from common.errors import RunError
-from server import report_format as write
+from server import report_format as words
 from server import report_view as view
 from server.record import RunRecord
 from server.report_arms import arm_of, mean_of, value_at
@@ -120,15 +120,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        show=write.show,
-        difference=write.show_difference,
-        count=write.show_count,
-        share=write.show_share,
-        size=write.show_bytes,
-        duration=write.show_seconds,
-        metric=write.metric_label,
-        arm=write.arm_label,
-        plural=write.plural,
+        show=words.show,
+        difference=words.show_difference,
+        count=words.show_count,
+        share=words.show_share,
+        size=words.show_bytes,
+        duration=words.show_seconds,
+        metric=words.metric_label,
+        arm=words.arm_label,
+        plural=words.plural,
     )
     environment.tests["local"] = lambda name: name.startswith("local-")
     environment.globals.update(view=view, value_at=value_at, mean_of=mean_of)

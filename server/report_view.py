@@ -166,7 +166,7 @@ def metric_names(groups: Sequence[Metrics], monitor: str) -> list[str]:
     return list(dict.fromkeys([*first, *names]))
 
 
-def metric_rows(record: RunRecord, arm: ArmRecord) -> list[MetricRow]:
+def metric_rows(arm: ArmRecord) -> list[MetricRow]:
     """An arm's metrics: means, then every site, then the server's public cases."""
     rows = [
         MetricRow(MEAN, arm.test_mean),

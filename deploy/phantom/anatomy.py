@@ -112,7 +112,7 @@ def imagine(rng: np.random.Generator, anatomy: Anatomy) -> Patient:
 
 
 def render(patient: Patient, grid: Grid) -> Phantom:
-    """HU and masks of a patient on a grid."""
+    """HU and masks of a patient on a grid; its origin is the middle of the chest."""
     shrink = np.diag([1.0 / patient.scale] * 3 + [1.0])
     space = space_of(Grid(grid.shape, shrink @ grid.affine))
     hu = np.full(grid.shape, AIR_HU, dtype=FLOAT)
