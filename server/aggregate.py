@@ -2,8 +2,8 @@
 
 Each reply is checked, folded into one accumulator and dropped, so a round holds two
 vectors (the accumulator and the reply at hand) however many hospitals take part. The
-accumulator is float32: what it adds are *changes*, about a thousandth of the weights,
-so its rounding lies far below that of the weights themselves. Float addition does not
+accumulator is float32: what it adds are *changes*, far smaller than the weights, so its
+rounding lies far below that of the weights themselves. Float addition does not
 commute to the last bit, therefore the round loop folds replies in the order of the
 roster, never of arrival: the same set of replies gives the same model, bit for bit.
 
