@@ -296,12 +296,25 @@ def test_200_mb_pass_both_ways_in_flat_memory_and_never_touch_the_disk(fresh):
                 assert up.json()["sha256"] == want
                 down = client.post("/v1/fleet/pull-object", content=b"")
                 assert down.content == CHUNK
+        assert read_late(fresh, "/v1/fleet/get-fab") > 8 * len(CHUNK)
         peaks = [peak_mb(pid) for nginx in (hub, site) for pid in family(nginx.pid)]
         assert max(peaks) < 30, peaks
     rows = [row for row in log_of(fresh.hub) if row["site"] == "north"]
-    size = count * len(CHUNK)
-    for key in ("bytes_in", "bytes_out"):  # what the wire's heads and bodies are
+    for key, chunks in (("bytes_in", count), ("bytes_out", count + 8)):
+        size = chunks * len(CHUNK)
         assert size < sum(row[key] for row in rows) < 1.001 * size
+
+
+def read_late(federation, path):
+    """Ask, sleep while the answer piles up, then count its bytes."""
+    size = 0
+    with tls_line(SimpleNamespace(f=federation), None, federation.site.port) as line:
+        line.sendall(f"POST {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
+        time.sleep(1)
+        with contextlib.suppress(ssl.SSLEOFError):
+            while piece := line.recv(1 << 20):
+                size += len(piece)
+    return size
 
 
 def family(pid):

@@ -66,6 +66,8 @@ class Echo(BaseHTTPRequestHandler):
         self.server.seen.append(self.path)
         if self.path.endswith("/pull-object"):
             return self.answer(CHUNK)
+        if self.path.endswith("/get-fab"):
+            return self.answer(CHUNK * 8)
         said = {
             "path": self.path,
             "headers": {k.lower(): v for k, v in self.headers.items()},
