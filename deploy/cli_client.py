@@ -1,0 +1,228 @@
+"""The verbs of `fedct client` by which an engineer governs a site that has joined.
+
+All but `audit` and `check` ask the running service over its socket; `status` falls back
+to what lies on the disk.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.cli_options import Format, FormatOption
+
+control_app = typer.Typer()
+SiteArgument = Annotated[Path, typer.Argument(help="The hospital's folder.")]
+
+
+@control_app.command("status")
+def client_status(
+    site: SiteArgument, output_format: FormatOption = Format.TEXT
+) -> None:
+    """Say what a site is doing, and what waits for its engineer.
+
+    Without a running service it says what lies on the disk, and exits with 52.
+
+    Example: `fedct client status site --format json`
+    """
+    from client import control_calls
+    from client.desk_control import status_on_disk
+    from deploy.site_tables import print_status
+
+    _check_site(site)
+    stopped: control_calls.NotRunningError | None = None
+    try:
+        status = control_calls.status(site)
+    except control_calls.NotRunningError as error:
+        status, stopped = status_on_disk(site), error
+    if output_format is Format.JSON:
+        content = {"running": stopped is None, **status.model_dump(mode="json")}
+        typer.echo(json.dumps(content, indent=1))
+    else:
+        print_status(status, site.resolve().name)
+    if stopped is not None:
+        raise stopped
+
+
+@control_app.command("approve")
+def client_approve(
+    site: SiteArgument,
+    digest: Annotated[
+        str | None,
+        typer.Argument(help="Hash of a plan, or its first 8 digits or more."),
+    ] = None,
+    deny: Annotated[
+        bool, typer.Option("--deny", help="Refuse it, or take an approval back.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List decided plans, too.")
+    ] = False,
+    output_format: FormatOption = Format.TEXT,
+) -> None:
+    """Approve or deny a plan; without a hash, list the plans that wait.
+
+    Example: `fedct client approve site 85b45201`
+    """
+    from client import control_calls
+    from common.errors import UsageError
+    from deploy.site_tables import describe, print_plan
+
+    _check_site(site)
+    if digest is None and deny:
+        raise UsageError("approve --deny got no plan, expected its hash")
+    if digest is not None:
+        decided = control_calls.decide(site, digest, approve=not deny)
+        if output_format is Format.JSON:
+            typer.echo(decided.model_dump_json(indent=1, exclude={"toml"}))
+        else:
+            typer.echo(f"{decided.state} plan {decided.digest}")
+        return
+    known = control_calls.plans(site)
+    approved = [plan for plan in known if plan.state == "approved"]
+    shown = [plan for plan in known if every or plan.state == "waiting"]
+    described = [describe(plan, approved) for plan in shown]
+    if output_format is Format.JSON:
+        typer.echo(json.dumps({"plans": described}, indent=1))
+        return
+    for plan in described:
+        print_plan(plan)
+    if any(plan["state"] == "waiting" for plan in described):
+        typer.echo("\napprove one by its hash: fedct client approve SITE HASH")
+    else:
+        typer.echo(f"no plan waits ({len(known)} seen here)")
+
+
+@control_app.command("pause")
+def client_pause(
+    site: SiteArgument,
+    reason: Annotated[
+        str, typer.Option(help="For other engineers; never leaves the site.")
+    ] = "",
+    now: Annotated[
+        bool, typer.Option("--now", help="Also cancel the order at work.")
+    ] = False,
+) -> None:
+    """Take no further orders, also after a restart, until resumed.
+
+    The order at work is finished first. With --now, training stops at its next step and
+    nothing of the round is kept; judging has no steps and is finished all the same.
+
+    Example: `fedct client pause site --reason "scanner moves" --now`
+    """
+    from client import control_calls
+
+    _check_site(site)
+    done = control_calls.pause(site, reason, now=now)
+    typer.echo("paused; orders are refused until `fedct client resume`")
+    if now:
+        cancelled = "the order at work stops at its next step"
+        typer.echo(cancelled if done.cancelled else "no training to cancel")
+
+
+@control_app.command("resume")
+def client_resume(site: SiteArgument) -> None:
+    """Take orders again.
+
+    Example: `fedct client resume site`
+    """
+    from client import control_calls
+
+    _check_site(site)
+    was_paused = control_calls.resume(site)
+    typer.echo("takes orders again" if was_paused else "was not paused")
+
+
+@control_app.command("audit")
+def client_audit(
+    site: SiteArgument,
+    last: Annotated[int, typer.Option(min=1, help="Show so many orders.")] = 20,
+    output_format: FormatOption = Format.TEXT,
+) -> None:
+    """Show which orders were served and what left, and check that none was changed.
+
+    Exits with 23 if the log was changed. Note the last hash elsewhere now and then: it
+    shows whether lines were taken off the end.
+
+    Example: `fedct client audit site --last 100`
+    """
+    from client.order_log import FIRST, ORDERS, read_orders
+    from common.errors import StoreError
+    from deploy.site_tables import print_orders
+
+    _check_site(site)
+    log = read_orders(site)
+    head = log.lines[-1].hash if log.lines else FIRST
+    if output_format is Format.JSON:
+        lines = [line.model_dump(mode="json") for line in log.lines[-last:]]
+        found = {"orders": lines, "count": len(log.lines), "last_hash": head}
+        typer.echo(json.dumps({**found, "broken": log.broken}, indent=1))
+    else:
+        print_orders(log.lines[-last:])
+        if log.broken is None:
+            typer.echo(f"OK: {len(log.lines)} orders, last hash {head}")
+    if log.broken is not None:
+        raise StoreError(
+            f"{ORDERS} was changed: {log.broken}; keep the file, find out who changed "
+            "it, and move it away to go on"
+        )
+
+
+@control_app.command("check")
+def client_check(site: SiteArgument, output_format: FormatOption = Format.TEXT) -> None:
+    """Look for everything that would stop a round: network, machine, folder, data.
+
+    Exits with 51 if a row says FAIL.
+
+    Example: `fedct client check site --format json`
+    """
+    from client.preflight import preflight
+    from common.errors import TransportError
+    from deploy.site_tables import print_checks
+
+    rows = preflight(site, _echo_of(site))
+    if output_format is Format.JSON:
+        typer.echo(json.dumps({"rows": [vars(row) for row in rows]}, indent=1))
+    else:
+        print_checks(rows)
+    bad = [row.name for row in rows if row.verdict == "FAIL"]
+    if bad:
+        raise TransportError(
+            f"preflight found {len(bad)} of {len(rows)} rows that would stop a round "
+            f"({', '.join(bad)}), expected none; do what stands beside them"
+        )
+
+
+def _check_site(site: Path) -> None:
+    """See that this is a site's folder at all; its settings may be wrong meanwhile."""
+    from client.site_file import CLIENT_FILE
+    from common.errors import ControlError
+
+    if not (site / CLIENT_FILE).is_file():
+        raise ControlError(
+            f"folder {site.name!r} has no {CLIENT_FILE} that can be read, expected a "
+            "hospital's folder; give the one that `fedct client request` made, as the "
+            "user who owns it"
+        )
+
+
+def _echo_of(site: Path) -> Callable[[], str] | None:
+    """What the running service says of its place at the hub; none if none runs."""
+    from client import control_calls
+    from common.errors import ControlError, TransportError
+
+    try:
+        control_calls.status(site)
+    except ControlError:
+        return None
+
+    def echo() -> str:
+        activity = control_calls.status(site).activity
+        if activity is None or activity.doing == "starting":
+            raise TransportError(
+                "the service is still on its way to the hub; wait, then look at its log"
+            )
+        return f"the service has its place at the hub, and is {activity.doing}"
+
+    return echo
