@@ -18,7 +18,7 @@ import os
 import traceback
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,13 +27,16 @@ from flwr.clientapp import ClientApp
 
 from client.open_site import open_site
 from client.private_files import FILE_MODE
+from client.rules import permitted, record
 from client.service import SiteService
 from client.site import LOG_FILE, SIGN_KEY
-from common.errors import EngineError, FedctError
+from common.canonical import digest_of_answer
+from common.errors import EngineError, FedctError, StoreError
 from common.exchange import Answer, Hello, JudgeOrder, Order, Roster, TrainOrder
 from common.keys import read_signing_key
+from common.plan import Plan
 from common.signing import asked_of, public_text, seal
-from common.wire import from_record, to_record
+from common.wire import from_record, payload_bytes, to_record
 
 ERROR_BASE = 1000
 """Flower keeps codes below for itself; ours are this plus the exit code."""
@@ -43,6 +46,8 @@ SITE_FOLDER_KEY = "site-folder"
 log = logging.getLogger("fedct.site")
 
 app = ClientApp()
+
+_services: dict[Path, tuple[str, SiteService]] = {}
 
 
 @app.query()
@@ -66,22 +71,43 @@ def judge(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     try:
         folder = _site_folder(context)
+        order = _order(message)
     except FedctError as error:
         return _failure(message, error)
+    bytes_in = payload_bytes(message.content)
     try:
-        service, key = _service(folder), _signing_key(folder)
-        order = _order(message)
-        answer = _work(service, order)
+        key = _signing_key(folder)
+        answer = _work(folder, order)
         if isinstance(answer, Roster):
             answer = replace(answer, key=public_text(key.public_key()))
-        sealed = seal(answer, asked_of(order, service.name), key)
-        return Message(to_record(answer, sealed), reply_to=message)
-    except FedctError as error:
-        return _failure(message, error)
+        content = to_record(answer, seal(answer, asked_of(order, answer.site), key))
+        record(
+            folder,
+            order,
+            code=0,
+            bytes_in=bytes_in,
+            bytes_out=payload_bytes(content),
+            sha256=digest_of_answer(answer).hex(),
+        )
+        return Message(content, reply_to=message)
     except Exception as error:
+        return _error_answer(message, folder, order, bytes_in, error)
+
+
+def _error_answer(
+    message: Message, folder: Path, order: Order, bytes_in: int, error: Exception
+) -> Message:
+    """Say that it went wrong, and no more than may leave."""
+    known = isinstance(error, FedctError)
+    if not known:
         _note(folder / LOG_FILE)
-        reason = f"site failed with {type(error).__name__}; its {LOG_FILE} says more"
-        return Message(Error(ERROR_BASE + 1, reason), reply_to=message)
+        what = type(error).__name__
+        error = EngineError(f"site failed with {what}; its {LOG_FILE} says more")
+    assert isinstance(error, FedctError)
+    code = error.exit_code if known else 1
+    with suppress(StoreError):  # the number holds nothing that must not leave
+        record(folder, order, code=code, bytes_in=bytes_in)
+    return Message(Error(ERROR_BASE + code, str(error)), reply_to=message)
 
 
 def _note(path: Path) -> None:
@@ -107,16 +133,17 @@ def _order(message: Message) -> Order:
     return from_record(message.content, TrainOrder)
 
 
-def _work(service: SiteService, order: Order) -> Answer:
-    if isinstance(order, Hello):
-        return service.hello(order)
-    if isinstance(order, JudgeOrder):
-        return service.judge(order)
-
+def _work(folder: Path, order: Order) -> Answer:
     def tell(done: int, steps: int) -> None:
-        log.debug("step", extra={"site": service.name, "done": done, "steps": steps})
+        log.debug("step", extra={"site": folder.name, "done": done, "steps": steps})
 
-    return service.train(order, tell)
+    with permitted(folder, order, tell) as (plan, tell_all):
+        service = _service(folder, plan)
+        if isinstance(order, Hello):
+            return service.hello(order)
+        if isinstance(order, JudgeOrder):
+            return service.judge(order)
+        return service.train(order, tell_all)
 
 
 def _site_folder(context: Context) -> Path:
@@ -132,11 +159,16 @@ def _site_folder(context: Context) -> Path:
     return Path(folders[partition])
 
 
-@lru_cache(maxsize=64)
-def _service(folder: Path) -> SiteService:
-    return open_site(folder)
+def _service(folder: Path, plan: Plan) -> SiteService:
+    """The site's service; another plan than the last one's takes its place."""
+    digest, service = _services.get(folder, ("", None))
+    if service is None or digest != plan.digest:
+        _services.pop(folder, None)
+        service = open_site(folder, plan)
+        _services[folder] = (plan.digest, service)
+    return service
 
 
-@lru_cache(maxsize=64)
+@cache
 def _signing_key(folder: Path) -> Ed25519PrivateKey:
     return read_signing_key(folder / SIGN_KEY)

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.private_files import make_private_folder, write_private
+from client.site_file import CLIENT_FILE, read_site_file
 from common.errors import StoreError
 from common.signing import make_signing_key
 from common.sources import Source
@@ -54,11 +55,17 @@ def write_site(folder: Path, config: SiteConfig, plan_toml: str) -> None:
 
 
 def read_site(folder: Path) -> SiteConfig:
-    """The config of a site's folder.
+    """The config of a site's folder: a hospital's `client.toml`, or a rehearsal's.
 
     Raises:
         StoreError: There is none, or it is damaged.
+        JoinError: A hospital's settings are wrong, by key and line.
     """
+    if (folder / CLIENT_FILE).exists():
+        settings = read_site_file(folder)
+        return SiteConfig(
+            name=settings.name, source=settings.data, device=settings.device
+        )
     try:
         return SiteConfig.model_validate_json((folder / SITE_FILE).read_bytes())
     except (OSError, ValidationError) as error:

@@ -37,6 +37,8 @@ class Hello:
     """Id of the run."""
     plan_digest: str
     """Canonical hash of the plan; a site refuses one that it did not approve."""
+    plan_toml: str
+    """The plan itself, without `[simulation]`, for a site that has not seen it yet."""
     layout_digest: str
     """`Layout.digest` of the model on the server."""
     nonce: str = field(default_factory=fresh_nonce)

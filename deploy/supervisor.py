@@ -52,8 +52,8 @@ class Program:
     """What its environment has beside the supervisor's own."""
     is_ready: Callable[[], bool] = lambda: True
     """Whether it can be used; programs after it in the list wait for that."""
-    reload_on: Path | None = None
-    """A file; when it changes, the program gets SIGHUP."""
+    reload_on: tuple[Path, ...] = ()
+    """Files; when one changes, the program gets SIGHUP."""
 
 
 @dataclass
@@ -67,7 +67,8 @@ class _Running:
     again_at: float = 0.0
     restarts: int = 0
     last_exit: int | None = None
-    changed: float | None = None
+    is_ready: bool = False
+    files: tuple[int | None, ...] = ()
 
 
 def supervise(
@@ -91,7 +92,7 @@ def supervise(
             changed = False
             for state in states:
                 changed |= _look_after(folder, state, tell)
-                if state.process is None or not state.program.is_ready():
+                if not _is_ready(state):
                     break  # those behind it wait
             if changed:
                 _write(folder, states)
@@ -119,7 +120,8 @@ def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
             return False
         state.process = _start(folder, state.program)
         state.started = now
-        state.changed = _changed(state.program.reload_on)
+        state.is_ready = False
+        state.files = _files(state.program)
         tell(f"{name} started, process {state.process.pid}")
         return True
     if (code := process.poll()) is not None:
@@ -131,8 +133,8 @@ def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
         state.pause_s = min(2 * state.pause_s, _LONGEST_S)
         state.restarts += 1
         return True
-    if (changed := _changed(state.program.reload_on)) != state.changed:
-        state.changed = changed
+    if (files := _files(state.program)) != state.files:
+        state.files = files
         process.send_signal(signal.SIGHUP)
         tell(f"{name} reads its files again")
     return False
@@ -184,9 +186,20 @@ def _end(states: Sequence[_Running], tell: Tell) -> None:
         tell(f"{state.program.name} ended")
 
 
-def _changed(path: Path | None) -> float | None:
+def _is_ready(state: _Running) -> bool:
+    """Whether the program was ready once since it was started."""
+    if state.process is not None and not state.is_ready:
+        state.is_ready = state.program.is_ready()
+    return state.process is not None and state.is_ready
+
+
+def _files(program: Program) -> tuple[int | None, ...]:
+    return tuple(_modified(path) for path in program.reload_on)
+
+
+def _modified(path: Path) -> int | None:
     try:
-        return None if path is None else path.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except OSError:
         return None
 

@@ -14,6 +14,7 @@ from common.exchange import Hello, Judgement, JudgeOrder, Part, Roster
 from common.networks import build_network
 from common.parameters import Layout, digest_of, layout_of
 from common.plan import Plan
+from common.plan_file import plan_toml
 from common.task import Sums, Task
 from common.tasks.catalog import task_of
 from server.asking import ask, roll_call
@@ -78,7 +79,8 @@ def open_federation(
         keys: Verifying keys of the enrolled sites; unset in a rehearsal, where the key
             that a site shows now holds for the run.
     """
-    hello = Hello(run, plan.digest, first_model(plan)[1].digest)
+    text = plan_toml(plan, with_simulation=False)
+    hello = Hello(run, plan.digest, text, first_model(plan)[1].digest)
     verifier = Verifier(keys)
     node_of, rosters = roll_call(grid, hello, plan.federation.deadline_s, verifier)
     return Federation(grid, node_of, rosters, verifier)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto
@@ -42,6 +44,7 @@ from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
@@ -208,3 +211,14 @@ def _beat(grid: HttpGrid, done: threading.Event) -> None:
     while not done.wait(_BEAT_S):
         with suppress(httpx.HTTPError):
             grid._runtime_client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+
+
+def node_key_bytes(openssh: str) -> bytes:
+    """A node key as the SuperLink writes it.
+
+    Args:
+        openssh: One line, as `common.keys.openssh_line` writes it.
+    """
+    key = load_ssh_public_key(openssh.encode())
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # checked when it was enrolled
+    return public_key_to_bytes(key)

@@ -25,14 +25,14 @@ from server.federation import first_model
 from tests.client.conftest import SLICES, order, slices
 
 PLAN = parse_plan(SLICES)
-HELLO = Hello("run", PLAN.digest, first_model(PLAN)[1].digest)
+HELLO = Hello("run", PLAN.digest, "", first_model(PLAN)[1].digest)
 
 
 @pytest.fixture(autouse=True)
 def _fresh_process():
-    client.app._service.cache_clear()
+    client.app._services.clear()
     yield
-    client.app._service.cache_clear()
+    client.app._services.clear()
 
 
 def ask(folder: Path, content: RecordDict, kind: str) -> Message:
@@ -102,7 +102,7 @@ def test_a_site_is_opened_once_for_all_messages(make_site, tmp_path, monkeypatch
     opened = []
     real = client.app.open_site
     monkeypatch.setattr(
-        client.app, "open_site", lambda folder: opened.append(folder) or real(folder)
+        client.app, "open_site", lambda *args: opened.append(args[0]) or real(*args)
     )
     site = make_site(tmp_path / "north", PLAN)
     for _ in range(3):
@@ -110,45 +110,57 @@ def test_a_site_is_opened_once_for_all_messages(make_site, tmp_path, monkeypatch
     assert opened == [site]
 
 
-def test_an_unexpected_failure_stays_in_the_site_s_log(tmp_path, monkeypatch, caplog):
+def test_an_unexpected_failure_stays_in_the_site_s_log(
+    make_site, tmp_path, monkeypatch, caplog
+):
+    site = make_site(tmp_path / "north", PLAN)
     secret = "PHANTOM-NORTH-0001 in /data/PHANTOM-NORTH-0001/x.png"
 
-    def fail(folder):
+    def fail(folder, plan):
         raise ValueError(secret)
 
     monkeypatch.setattr(client.app, "open_site", fail)
     for _ in range(2):
-        reply = hello(tmp_path)
+        reply = hello(site)
         assert reply.error.code == ERROR_BASE + 1
         assert (
             reply.error.reason == "site failed with ValueError; its site.log says more"
         )
-    log = tmp_path / "site.log"
+    log = site / "site.log"
     assert log.read_text().count(secret) == 2
     assert log.read_text().count("Traceback") == 2
     assert log.stat().st_mode & 0o777 == 0o600
     assert secret not in caplog.text
 
 
-def test_a_log_that_can_t_be_written_does_not_stop_the_answer(tmp_path, monkeypatch):
-    def fail(folder):
+def test_a_log_that_can_t_be_written_does_not_stop_the_answer(
+    make_site, tmp_path, monkeypatch
+):
+    site = make_site(tmp_path / "north", PLAN)
+    (site / "site.log").mkdir()
+
+    def fail(folder, plan):
         raise OSError(28, "No space left on device", "/data/PHANTOM-NORTH-0001")
 
     monkeypatch.setattr(client.app, "open_site", fail)
-    reply = hello(tmp_path / "no" / "such" / "folder")
+    reply = hello(site)
     assert reply.error.code == ERROR_BASE + 1
     assert "PHANTOM" not in reply.error.reason
 
 
-def test_a_deliberate_failure_travels_as_number_and_sentence(tmp_path, monkeypatch):
-    def fail(folder):
+def test_a_deliberate_failure_travels_as_number_and_sentence(
+    make_site, tmp_path, monkeypatch
+):
+    site = make_site(tmp_path / "north", PLAN)
+
+    def fail(folder, plan):
         raise PlanError("plan is wrong, expected a right one; mend it")
 
     monkeypatch.setattr(client.app, "open_site", fail)
-    reply = hello(tmp_path)
+    reply = hello(site)
     assert reply.error.code == ERROR_BASE + PlanError.exit_code
     assert reply.error.reason == "plan is wrong, expected a right one; mend it"
-    assert not (tmp_path / "site.log").exists()
+    assert not (site / "site.log").exists()
 
 
 def test_a_site_that_could_not_be_opened_is_tried_again(make_site, tmp_path):
@@ -157,6 +169,15 @@ def test_a_site_that_could_not_be_opened_is_tried_again(make_site, tmp_path):
     assert hello(site).error.code == ERROR_BASE + StoreError.exit_code
     (site / "aside").rename(site / "site.json")
     assert not hello(site).has_error()
+
+
+def test_another_plan_takes_the_place_of_the_last_one(make_site, tmp_path):
+    site = make_site(tmp_path / "north", PLAN)
+    assert not hello(site).has_error()
+    make_site(tmp_path / "north", slices(training__steps=7))
+    assert "approved is" in hello(site).error.reason
+    (site / "plan.toml").unlink()
+    assert hello(site).error.code == ERROR_BASE + PlanError.exit_code
 
 
 @pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
@@ -202,7 +223,7 @@ def test_no_patient_and_no_path_travels_whatever_goes_wrong(
     assert [reply.has_error() for reply in replies] == [False, False, True]
     for path in (site / "state").rglob("*.*"):
         path.write_bytes(b"junk")
-    client.app._service.cache_clear()
+    client.app._services.clear()
     replies.append(ask(site, to_record(order(PLAN, 2, 1)), "train"))
 
     for number, harm in enumerate(HARMS):

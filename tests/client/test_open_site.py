@@ -15,9 +15,9 @@ PLAN = parse_plan(SLICES)
 
 
 def test_a_folder_becomes_a_service(make_site, tmp_path):
-    service = open_site(make_site(tmp_path / "north", PLAN))
+    service = open_site(make_site(tmp_path / "north", PLAN), PLAN)
     layout = first_model(PLAN)[1]
-    roster = service.hello(Hello("run", PLAN.digest, layout.digest))
+    roster = service.hello(Hello("run", PLAN.digest, "", layout.digest))
     assert roster.site == "north"
     assert roster.train + roster.validation + roster.test == roster.accepted
 
@@ -50,34 +50,32 @@ def test_a_public_site_has_test_cases_only(make_site, tmp_path):
 def test_a_member_without_a_source_is_named(tmp_path):
     write_site(tmp_path / "north", SiteConfig(name="north"), SLICES)
     with pytest.raises(StoreError, match="'north' has no source"):
-        open_site(tmp_path / "north")
+        open_site(tmp_path / "north", PLAN)
 
 
 def test_what_is_wrong_with_a_site_is_a_typed_error(make_site, tmp_path):
     with pytest.raises(StoreError, match=r"no readable site\.json"):
-        open_site(tmp_path)
+        open_site(tmp_path, PLAN)
     absent = make_site(tmp_path / "absent", PLAN, source=tmp_path / "nowhere")
     with pytest.raises(IntakeError):
-        open_site(absent)
-    floor = make_site(tmp_path / "floor", slices(data__min_cases=1000))
+        open_site(absent, PLAN)
+    plan = slices(data__min_cases=1000)
+    floor = make_site(tmp_path / "floor", plan)
     with pytest.raises(PlanError, match=r"expected at least 1000 \(data.min_cases\)"):
-        open_site(floor)
-    plan_gone = make_site(tmp_path / "gone", PLAN)
-    (plan_gone / "plan.toml").unlink()
-    with pytest.raises(PlanError, match=r"'plan\.toml' can't be read"):
-        open_site(plan_gone)
+        open_site(floor, plan)
 
 
 def test_a_refused_source_names_the_codes(make_site, tmp_path):
     plan = slices(task__classes={"vessel": ["vessel"]})
     with pytest.raises(PlanError, match=r"0 of 8 .* for LABEL_MISSING 8x;"):
-        open_site(make_site(tmp_path / "north", plan))
+        open_site(make_site(tmp_path / "north", plan), plan)
 
 
 def test_float16_on_a_cpu_is_refused_before_intake(make_site, tmp_path):
-    folder = make_site(tmp_path / "north", slices(training__amp="fp16"))
+    plan = slices(training__amp="fp16")
+    folder = make_site(tmp_path / "north", plan)
     with pytest.raises(EngineError, match=r"'north' .* 'fp16' .* expected a GPU"):
-        open_site(folder)
+        open_site(folder, plan)
     assert not (folder / "store").exists()
 
 

@@ -241,13 +241,13 @@ def test_hello_and_judge_refuse_what_was_not_approved(make_service):
     plan = slices()
     service = make_service(plan)
     layout = first_model(plan)[1]
-    roster = service.hello(Hello("run", plan.digest, layout.digest))
+    roster = service.hello(Hello("run", plan.digest, "", layout.digest))
     assert (roster.site, roster.accepted) == ("north", roster.found)
     assert min(roster.train, roster.validation, roster.test) > 0
     with pytest.raises(ContributionError, match="nothing was done"):
-        service.hello(Hello("run", "0" * 64, layout.digest))
+        service.hello(Hello("run", "0" * 64, "", layout.digest))
     with pytest.raises(ContributionError, match="another layout"):
-        service.hello(Hello("run", plan.digest, "0" * 64))
+        service.hello(Hello("run", plan.digest, "", "0" * 64))
     model = order(plan, 1, 0).model
     with pytest.raises(ContributionError, match="nothing was done"):
         service.judge(judge_order(plan, model, plan_digest="0" * 64))
@@ -357,9 +357,9 @@ def test_a_pooled_site_has_all_members_cases_and_takes_all_their_steps(
         make_site(tmp_path / name, plan, vendor=vendor)
         for vendor, name in enumerate(["north", "south"])
     ]
-    alone = [open_site(member).hello(_hello(plan)) for member in members]
+    alone = [open_site(member, plan).hello(_hello(plan)) for member in members]
     pooled = open_site(
-        make_site(tmp_path / "pooled", plan, source=None, members=members)
+        make_site(tmp_path / "pooled", plan, source=None, members=members), plan
     )
     roster = pooled.hello(_hello(plan))
     for what in ("train", "validation", "test", "accepted", "found"):
@@ -382,7 +382,7 @@ def test_with_epochs_a_site_takes_steps_by_its_cases_and_pooled_takes_their_sum(
     )
     taken = []
     for folder in folders:
-        update = open_site(folder).train(order(plan, 1, 0), quiet)
+        update = open_site(folder, plan).train(order(plan, 1, 0), quiet)
         taken.append(update.steps)
         assert update.steps == pytest.approx(3.0 * update.cases / 2, abs=1)
     assert taken[2] == taken[0] + taken[1] == len(drawn) - taken[0] - taken[1]
@@ -390,8 +390,8 @@ def test_with_epochs_a_site_takes_steps_by_its_cases_and_pooled_takes_their_sum(
 
 def test_a_public_site_only_tests(make_site, tmp_path):
     plan = parse_plan(SLICES)
-    hospital = open_site(make_site(tmp_path / "north", plan)).hello(_hello(plan))
-    public = open_site(make_site(tmp_path / "public", plan, public=True))
+    hospital = open_site(make_site(tmp_path / "north", plan), plan).hello(_hello(plan))
+    public = open_site(make_site(tmp_path / "public", plan, public=True), plan)
     roster = public.hello(_hello(plan))
     assert (roster.train, roster.validation) == (0, 0)
     assert roster.test == hospital.train + hospital.validation + hospital.test
@@ -399,4 +399,4 @@ def test_a_public_site_only_tests(make_site, tmp_path):
 
 
 def _hello(plan) -> Hello:
-    return Hello("run", plan.digest, first_model(plan)[1].digest)
+    return Hello("run", plan.digest, "", first_model(plan)[1].digest)

@@ -282,7 +282,7 @@ def test_a_malformed_seal_is_refused_by_field(change, named):
 
 
 def test_orders_are_questions_with_a_nonce_of_their_own():
-    hellos = [Hello("run", "plan", "layout") for _ in range(100)]
+    hellos = [Hello("run", "plan", "text", "layout") for _ in range(100)]
     assert len({hello.nonce for hello in hellos}) == 100
     assert all(len(bytes.fromhex(hello.nonce)) == 16 for hello in hellos)
     asked = asked_of(hellos[0], "north")

@@ -123,7 +123,7 @@ def test_a_malformed_answer_is_refused_by_field(change, named):
 
 def test_an_order_of_another_kind_is_not_taken_for_this_one():
     with pytest.raises(ContributionError, match="expected JudgeOrder"):
-        from_record(to_record(Hello("r", "d", "l")), JudgeOrder)
+        from_record(to_record(Hello("r", "d", "t", "l")), JudgeOrder)
 
 
 def test_facts_are_plain_flower_records():

@@ -100,7 +100,7 @@ def test_a_program_hears_of_a_changed_file(running, tmp_path):
         time.sleep(600)
         """
     )
-    running(Program("nginx", (sys.executable, "-c", code), reload_on=file))
+    running(Program("nginx", (sys.executable, "-c", code), reload_on=(file,)))
     until((tmp_path / "heard.up").exists)
     file.write_text("new")
     os.utime(file, ns=(1, 1))

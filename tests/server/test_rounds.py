@@ -223,7 +223,7 @@ def test_only_last_and_best_checkpoints_are_kept(tmp_path):
 
 def test_the_roll_call_sorts_sites_by_name():
     grid = ScriptedGrid({"west": 1, "east": 2})
-    node_of, rosters = roll_call(grid, Hello("r", "p", "l"), 1.0, Verifier())
+    node_of, rosters = roll_call(grid, Hello("r", "p", "t", "l"), 1.0, Verifier())
     assert list(node_of.items()) == [("east", 3), ("west", 2)]
     assert isinstance(rosters["east"], Roster)
 

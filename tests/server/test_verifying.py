@@ -21,7 +21,7 @@ from tests.server.scripted import ScriptedGrid, arm_of, honest, signing_key
 
 CASES = {"east": 10, "north": 30, "west": 20}
 KEYS = {site: signing_key(site).public_key() for site in CASES}
-HELLO = Hello("run", "plan", "layout")
+HELLO = Hello("run", "plan", "text", "layout")
 ORDER = TrainOrder("run", "plan", 1, 0, np.ones(3, np.float32), "model")
 
 
