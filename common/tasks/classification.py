@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from common.case import IntakeCase, PreparedCase, Target
@@ -165,8 +165,8 @@ class Classification:
         return range(1, 2) if self.out_channels == 2 else range(self.out_channels)
 
     def _histograms(
-        self, label: int, values: np.ndarray, bins: dict[str, float]
-    ) -> np.ndarray:
+        self, label: int, values: Float64[np.ndarray, " K"], bins: dict[str, float]
+    ) -> Float64[np.ndarray, " N"]:
         """Per ranked class the histogram of the rest and that of the class, flat."""
         counts = np.zeros((len(self._ranked), 2, BINS))
         for row, c in enumerate(self._ranked):
@@ -186,7 +186,9 @@ class Classification:
         return {name: _mean(found.values()), **found} if found else {}
 
 
-def _rates(confusion: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
+def _rates(
+    confusion: Float64[np.ndarray, "K K"], names: tuple[str, ...]
+) -> dict[str, float]:
     """Accuracy, and precision, recall and F1 per class where they have a value."""
     if not confusion.sum():
         return {}
@@ -208,7 +210,7 @@ def _rates(confusion: np.ndarray, names: tuple[str, ...]) -> dict[str, float]:
     return metrics
 
 
-def _log_odds(logits: Tensor) -> np.ndarray:
+def _log_odds(logits: Float32[Tensor, " K"]) -> Float64[np.ndarray, " K"]:
     """Per class, the log of its probability over that of the rest."""
     values = logits.double().cpu()
     rest = [

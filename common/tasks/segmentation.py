@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor, nn
 
 from common.case import IntakeCase, PreparedCase, Target
@@ -148,7 +148,7 @@ class Segmentation:
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         """Per metric `name` (mean over classes that have one) and `name/class`."""
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Float64[np.ndarray, " K"]] = {}
         for name in (*MEANS, *_SURFACE):
             if name in sums:
                 found[name] = mean_of(sums, name)
@@ -203,8 +203,11 @@ class Segmentation:
         return float(torch.stack(losses).mean())
 
     def _surface_sums(
-        self, truth: np.ndarray, predicted: np.ndarray, spacing_mm: tuple
-    ) -> dict[str, np.ndarray]:
+        self,
+        truth: UInt8[np.ndarray, "D H W"],
+        predicted: UInt8[np.ndarray, "D H W"],
+        spacing_mm: tuple[float, float, float],
+    ) -> dict[str, Float64[np.ndarray, " K"]]:
         k = len(self.class_names)
         sums = {name + end: np.zeros(k) for name in _SURFACE for end in ("", COUNT)}
         for i in range(k):
@@ -216,8 +219,10 @@ class Segmentation:
         return sums
 
     def _lesion_sums(
-        self, truth: np.ndarray, predicted: np.ndarray
-    ) -> dict[str, np.ndarray]:
+        self,
+        truth: UInt8[np.ndarray, "O D H W"],
+        predicted: UInt8[np.ndarray, "O D H W"],
+    ) -> dict[str, Float64[np.ndarray, " K"]]:
         k = len(self.class_names)
         names = ("lesions", "lesions_found", "lesions_false_positive")
         sums = {name: np.zeros(k) for name in names}
