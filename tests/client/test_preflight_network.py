@@ -55,7 +55,7 @@ def verdicts(rows) -> str:
 
 
 def test_a_sound_line_passes_in_every_row(authority):
-    with hub(authority, authority.issue("localhost")) as port:
+    with hub(authority.file, authority.issue("localhost")) as port:
         rows = table(line(authority, port))
     assert verdicts(rows) == "PPPPPPP", rows
     assert "TLSv1.3" in rows["TLS 1.3"].found
@@ -68,7 +68,7 @@ def test_a_hub_of_another_federation_fails_and_is_shown_no_certificate(
     authority, tmp_path
 ):
     other = Authority(tmp_path, name="other")
-    with hub(other, other.issue("localhost")) as port:
+    with hub(other.file, other.issue("localhost")) as port:
         rows = table(line(authority, port))
     assert verdicts(rows) == "PPPPFWP", rows
     assert "not signed by this federation" in rows["hub's certificate"].found
@@ -85,7 +85,7 @@ def test_a_hub_of_another_federation_fails_and_is_shown_no_certificate(
 )
 def test_a_certificate_out_of_its_time_fails(authority, tmp_path, days, ago, said):
     certificate = authority.issue("localhost", days=days, ago=ago)
-    with hub(authority, certificate) as port:
+    with hub(authority.file, certificate) as port:
         rows = table(line(authority, port))
     assert verdicts(rows) == "PPPPFWP", rows
     assert said in rows["hub's certificate"].found
@@ -93,14 +93,16 @@ def test_a_certificate_out_of_its_time_fails(authority, tmp_path, days, ago, sai
 
 
 def test_a_certificate_for_another_name_fails(authority):
-    with hub(authority, authority.issue("elsewhere", hosts=("hub.example",))) as port:
+    with hub(
+        authority.file, authority.issue("elsewhere", hosts=("hub.example",))
+    ) as port:
         rows = table(line(authority, port))
     assert verdicts(rows) == "PPPPFWP", rows
     assert "not for localhost" in rows["hub's certificate"].found
 
 
 def test_a_certificate_that_ends_soon_is_a_warning(authority):
-    with hub(authority, authority.issue("localhost", days=3)) as port:
+    with hub(authority.file, authority.issue("localhost", days=3)) as port:
         rows = table(line(authority, port))
     assert verdicts(rows) == "PPPPWPP"
     assert "good for 3 days" in rows["hub's certificate"].found
@@ -108,7 +110,7 @@ def test_a_certificate_that_ends_soon_is_a_warning(authority):
 
 def test_a_line_that_knows_only_tls_1_2_fails(authority):
     certificate = authority.issue("localhost")
-    with hub(authority, certificate, newest=ssl.TLSVersion.TLSv1_2) as port:
+    with hub(authority.file, certificate, newest=ssl.TLSVersion.TLSv1_2) as port:
         rows = table(line(authority, port))
     assert verdicts(rows) == "PPPFWWW", rows
     assert "does not speak TLS 1.3" in rows["TLS 1.3"].found
@@ -151,7 +153,7 @@ def test_a_name_that_nobody_knows_fails_by_its_name(authority):
 )
 def test_a_clock_that_is_off_is_told_by_how_much(authority, skew_s, side, verdict):
     certificate = authority.issue("localhost")
-    with hub(authority, certificate, skew_s=-side * skew_s) as port:
+    with hub(authority.file, certificate, skew_s=-side * skew_s) as port:
         row = table(line(authority, port))["clock"]
     assert row.verdict == verdict
     told = float(row.found.split()[0])
@@ -175,7 +177,7 @@ def refused_certificates(authority, folder) -> dict:
 @pytest.mark.parametrize("kind", ["foreign", "expired", "of a server"])
 def test_a_certificate_that_the_hub_hangs_up_on_fails(authority, tmp_path, kind):
     shown, key = refused_certificates(authority, tmp_path)[kind]
-    with hub(authority, authority.issue("localhost")) as port:
+    with hub(authority.file, authority.issue("localhost")) as port:
         checked = line(authority, port, certificate_file=shown, key_file=key)
         row = table(checked)["accepted by the hub"]
     assert row.verdict == "FAIL", row
@@ -240,13 +242,13 @@ def test_nginx_says_400_to_what_it_does_not_take(authority, nginx, tmp_path):
     ("status", "verdict"), [(400, "FAIL"), (502, "WARN"), (503, "WARN"), (405, "PASS")]
 )
 def test_what_the_hub_answers_is_understood(authority, status, verdict):
-    with hub(authority, authority.issue("localhost"), status=status) as port:
+    with hub(authority.file, authority.issue("localhost"), status=status) as port:
         row = table(line(authority, port))["accepted by the hub"]
     assert row.verdict == verdict, row
 
 
 def test_a_site_without_certificates_is_told_to_install_its_kit(authority, tmp_path):
-    with hub(authority, authority.issue("localhost")) as port:
+    with hub(authority.file, authority.issue("localhost")) as port:
         rows = table(line(authority, port, ca_file=tmp_path / "none"))
     assert verdicts(rows) == "PPPPWWP", rows
     assert "own certificates can't be used" in rows["hub's certificate"].found
@@ -258,7 +260,7 @@ def test_a_site_without_certificates_is_told_to_install_its_kit(authority, tmp_p
 def test_all_of_it_works_through_a_proxy_that_wants_a_password(authority):
     login = b64encode(b"no@rth:p:w").decode()
     with (
-        hub(authority, authority.issue("localhost")) as port,
+        hub(authority.file, authority.issue("localhost")) as port,
         proxy(login=f"Basic {login}") as (door, heard),
     ):
         url = f"http://no%40rth:p%3Aw@127.0.0.1:{door}"

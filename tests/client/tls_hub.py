@@ -105,7 +105,7 @@ def served(talk: Callable[[socket.socket], None]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def hub(
-    authority: Authority,
+    ca_file: Path,
     certificate: tuple[Path, Path],
     *,
     status: int = 404,
@@ -116,7 +116,7 @@ def hub(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = newest
     context.load_cert_chain(*certificate)
-    context.load_verify_locations(authority.file)
+    context.load_verify_locations(ca_file)
     context.verify_mode = ssl.CERT_OPTIONAL  # shown but unknown: hangs up
 
     def talk(caller: socket.socket) -> None:

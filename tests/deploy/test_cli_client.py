@@ -1,0 +1,208 @@
+"""An engineer at a hospital, at the command line."""
+
+import json
+import os
+
+import pytest
+
+from client.activity import work_of
+from client.control import serve_control
+from client.desk import is_approved, queue_plan
+from client.desk_control import DeskControl
+from client.order_log import ORDERS, Served, record_order
+from client.site_file import HubAddress, SiteFile, site_toml
+from common.errors import ControlError, StoreError, TransportError, UsageError
+from common.plan_file import parse_plan
+from common.sources import Source
+from deploy.site_tables import visible
+from tests.deploy.conftest import SEGMENTATION
+from tests.deploy.test_cli import refused
+
+OTHER = SEGMENTATION.replace("steps = 3", "steps = 5").replace(
+    "min_sites = 2", "min_sites = 3"
+)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """The folder of a hospital, without keys."""
+    folder = tmp_path / "site"
+    folder.mkdir(mode=0o700)
+    settings = SiteFile(
+        name="north",
+        hub=HubAddress(address="127.0.0.1:9"),
+        data=Source(source=str(tmp_path)),
+    )
+    (folder / "client.toml").write_text(site_toml(settings))
+    return folder
+
+
+@pytest.fixture
+def served(site):
+    """The same with its service at work."""
+    with serve_control(site, DeskControl(site)):
+        work_of(site).ready()
+        yield site
+
+
+@pytest.mark.parametrize(
+    "verb", ["status", "approve", "pause", "resume", "audit", "check"]
+)
+def test_help_has_an_example(fedct, verb):
+    said = fedct("client", verb, "--help")
+    assert (said.code, said.err) == (0, "")
+    assert f"Example: fedct client {verb} site" in " ".join(said.out.split())
+    assert f" {verb} " in fedct("client", "--help").out
+
+
+@pytest.mark.parametrize("verb", ["status", "approve", "pause", "resume", "audit"])
+def test_a_folder_that_is_no_hospitals_is_refused(fedct, tmp_path, verb):
+    refused(fedct("client", verb, tmp_path), ControlError, "no client.toml")
+
+
+@pytest.mark.parametrize("verb", ["approve", "pause", "resume"])
+def test_without_a_service_nothing_is_decided(fedct, site, verb):
+    refused(fedct("client", verb, site), ControlError, "fedct client start")
+    assert not (site / "desk").exists()
+
+
+def test_status_of_a_running_service(fedct, served):
+    queue_plan(served, SEGMENTATION, "run-1")
+    with work_of(served).order("training", "run-1", "ab" * 32, 2) as tell:
+        tell(3, 7)
+        text = fedct("client", "status", served)
+        machine = fedct("client", "status", served, "--format", "json")
+    assert text.code == machine.code == 0
+    assert f"process {os.getpid()}" in text.out
+    assert "now: training since" in text.out
+    assert "run run-1, round 2, step 3 of 7" in text.out
+    assert "0 approved, 1 waiting" in text.out
+    found = json.loads(machine.out)
+    assert (found["running"], found["activity"]["step"], found["waiting"]) == (
+        True,
+        3,
+        1,
+    )
+
+
+def test_status_without_a_service_reads_the_disk_and_says_52(fedct, site):
+    queue_plan(site, SEGMENTATION, "run-1")
+    work_of(site).ready()
+    said = fedct("client", "status", site)
+    assert said.code == ControlError.exit_code
+    assert "no service runs" in said.out
+    assert "at last: idle since" in said.out
+    assert "0 approved, 1 waiting" in said.out
+    assert "fedct client start" in said.err
+    said = fedct("client", "status", site, "--format", "json")
+    assert said.code == ControlError.exit_code
+    assert json.loads(said.out)["running"] is False
+
+
+def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):
+    assert "no plan waits (0 seen here)" in fedct("client", "approve", served).out
+    first = queue_plan(served, SEGMENTATION, "run-1").digest
+    listed = fedct("client", "approve", served)
+    assert listed.code == 0
+    for words in (
+        "pictures: waiting",
+        first,
+        "segmentation of nodule",
+        "UNet 2-D",
+        "3, each with 2 sites or more",
+        "no other plan is approved here",
+    ):
+        assert words in listed.out
+    said = fedct("client", "approve", served, first[:8])
+    assert (said.code, said.out) == (0, f"approved plan {first}\n")
+    assert is_approved(served, first)
+
+    second = queue_plan(served, OTHER, "run-2").digest
+    listed = fedct("client", "approve", served)
+    assert first not in listed.out
+    assert f"against the last approved plan, {first[:12]}" in listed.out
+    assert "training.steps: 3 -> 5" in listed.out
+    assert "federation.min_sites: 2 -> 3" in listed.out
+    found = json.loads(fedct("client", "approve", served, "--format", "json").out)
+    [plan] = found["plans"]
+    assert (plan["digest"], plan["against"]) == (second, first)
+    assert plan["changes"] == [
+        {"key": "training.steps", "old": "3", "new": "5"},
+        {"key": "federation.min_sites", "old": "2", "new": "3"},
+    ]
+
+
+def test_deny_refuses_and_takes_back(fedct, served):
+    digest = queue_plan(served, SEGMENTATION, "run-1", auto=True).digest
+    said = fedct("client", "approve", served, digest, "--deny", "--format", "json")
+    assert json.loads(said.out)["state"] == "denied"
+    assert not is_approved(served, digest)
+    assert "pictures: denied" in fedct("client", "approve", served, "--all").out
+    refused(fedct("client", "approve", served, "--deny"), UsageError, "expected its")
+    refused(fedct("client", "approve", served, "12"), UsageError, "at least 8")
+
+
+def test_pause_and_resume(fedct, served):
+    said = fedct("client", "pause", served, "--reason", "scanner", "--now")
+    assert (said.code, "no training to cancel" in said.out) == (0, True)
+    assert "paused since" in fedct("client", "status", served).out
+    assert fedct("client", "resume", served).out == "takes orders again\n"
+    assert fedct("client", "resume", served).out == "was not paused\n"
+
+
+def test_audit_shows_what_left_and_finds_a_change(fedct, site):
+    for number in range(1, 4):
+        record_order(
+            site,
+            Served(
+                kind="train",
+                run="run-1",
+                round=number,
+                plan="ab" * 32,
+                code=0 if number < 3 else 31,
+                bytes_in=4000,
+                bytes_out=5000 + number,
+                sha256=f"{number}" * 64,
+            ),
+        )
+    said = fedct("client", "audit", site, "--last", 2)
+    assert said.code == 0
+    assert "OK: 3 orders" in said.out
+    assert "222222222222" in said.out
+    assert "error 31" in said.out
+    assert "111111111111" not in said.out
+    found = json.loads(fedct("client", "audit", site, "--format", "json").out)
+    assert (found["count"], found["broken"]) == (3, None)
+    assert found["orders"][-1]["hash"] == found["last_hash"]
+    text = (site / ORDERS).read_text()
+    (site / ORDERS).write_text(text.replace("5002", "5000"))
+    said = fedct("client", "audit", site)
+    assert said.code == StoreError.exit_code
+    assert "line 2 is not the line that was written" in said.err
+    assert "OK" not in said.out
+
+
+def test_check_prints_a_row_each_and_exits_51(fedct, site, monkeypatch):
+    probe = 'print(\'{"built": null, "gpus": []}\')'
+    monkeypatch.setattr("client.preflight_machine._GPU", probe)
+    said = fedct("client", "check", site, "--format", "json")
+    assert said.code == TransportError.exit_code
+    rows = {row["name"]: row for row in json.loads(said.out)["rows"]}
+    assert len(rows) == 19
+    assert rows["hub's port"]["verdict"] == "FAIL"
+    assert rows["own certificate"]["verdict"] == "FAIL"
+    assert rows["decoders"]["verdict"] == "PASS"
+    assert rows["echo"]["found"] == "not started"
+    assert "would stop a round" in said.err
+    with serve_control(site, DeskControl(site)):
+        work_of(site).ready()
+        text = fedct("client", "check", site)
+    assert text.code == TransportError.exit_code
+    flat = " ".join(text.out.replace("│", " ").split())
+    assert "the service has its place at the hub" in flat
+    assert "-> check the port, and that it is started there" in flat
+
+
+def test_words_of_a_server_can_not_move_the_cursor():
+    assert visible("a\x1b[2Jb\u202ec\nü") == "a\\u001b[2Jb\\u202ec\\u000aü"
+    assert parse_plan(OTHER).digest != parse_plan(SEGMENTATION).digest
