@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from client.connect_relay import PROXY_VARIABLE, relay_command
 from common.errors import TransportError
 from deploy.gateway import hub_addresses, install, render, watched
 from deploy.nginx_run import command, end_orphans, reload
@@ -30,6 +32,7 @@ from tests.federation.chain import (
     running,
     wait_for,
 )
+from tests.federation.connect_proxy import connect_proxy
 from tests.federation.pki import DAY, Authority
 
 pytestmark = pytest.mark.skipif(
@@ -363,6 +366,34 @@ def test_a_dead_line_is_told_in_time_and_a_new_one_is_found(fresh):
                 assert time.monotonic() - start < 3
             with echo(fresh.loopback, fresh.superlink_port):
                 assert client.post(ECHO, content=b"x").status_code == 200
+
+
+def test_a_hospital_behind_a_proxy_reaches_the_hub_and_the_proxy_reads_nothing(chain):
+    relay_port = free_port()
+    site = chain.f.site_for(
+        chain.f.north, "site-proxied", upstreams=(f"127.0.0.1:{relay_port}",)
+    )
+    hub = f"127.0.0.1:{chain.f.hub.port}"
+    with connect_proxy(password="u:p", allowed=[hub]) as proxy:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        env[PROXY_VARIABLE] = f"http://u:p@127.0.0.1:{proxy.port}"
+        relay = subprocess.Popen(relay_command(relay_port, hub), env=env)
+        try:
+            wait_for(relay_port)
+            with running(site), chain.f.client(site.port) as client:
+                for _ in range(3):
+                    up = client.post(ECHO, content=CHUNK).json()
+                    assert up["sha256"] == hashlib.sha256(CHUNK).hexdigest()
+                before = len(proxy.asked)
+                assert before <= 2  # one for wait_for, one that stays open
+                proxy.cut()
+                until(lambda: client.post(ECHO, content=b"x").status_code == 200)
+                assert len(proxy.asked) == before + 1
+        finally:
+            relay.terminate()
+            relay.wait(10)
+        assert CHUNK[:64] not in proxy.carried
+        assert ECHO.encode() not in proxy.carried
 
 
 # --- processes --------------------------------------------------------------------
