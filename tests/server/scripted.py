@@ -22,6 +22,7 @@ from common.exchange import (
     TrainOrder,
     Update,
 )
+from common.metrics.overlap import COUNT
 from common.plan import Plan
 from common.signing import asked_of, public_text, seal
 from common.wire import from_record, to_record
@@ -115,7 +116,7 @@ class ScriptedGrid(Grid):
         if kind == "evaluate":
             order = from_record(message.content, JudgeOrder)
             score = self.scores.get(order.round, 0.5)
-            sums = {"dice_sum": np.array([score]), "dice_count": np.ones(1)}
+            sums = {"dice": np.array([score]), "dice" + COUNT: np.ones(1)}
             judged = Judgement(site, order.round, order.part, sums)
             return sealed(judged, order, site)
         order = from_record(message.content, TrainOrder)

@@ -7,7 +7,6 @@ from flwr.app import Error
 
 from common.errors import RunError
 from common.exchange import Hello, Roster
-from common.tasks.catalog import task_of
 from server.asking import roll_call
 from server.federation import Federation, first_model, open_federation
 from server.journal import entries, open_journal
@@ -17,17 +16,6 @@ from tests.plans import plan
 from tests.server.scripted import ScriptedGrid, arm_of, honest
 
 CASES = {"east": 10, "north": 30, "west": 20}
-
-
-@pytest.fixture(autouse=True)
-def _scores_are_dice(monkeypatch):
-    """Scripted sites send one score; read it back as the task's metric."""
-    kind = type(task_of(plan()))
-    monkeypatch.setattr(
-        kind,
-        "summarise",
-        lambda self, s: {"dice": float(s["dice_sum"][0] / s["dice_count"][0])},
-    )
 
 
 def run(folder, grid, the_plan=None):
