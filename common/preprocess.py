@@ -1,4 +1,4 @@
-"""From HU on the scanner's grid to model space, and a mask's way back.
+"""From HU on the scanner's grid to model space; `client.predictor` goes back.
 
 There is one path for training, evaluation and prediction, so that a model never meets
 pixels that were prepared in another way than those it learnt from: closest LPS axes
@@ -85,14 +85,6 @@ def windowed(
         grey -= np.float32(1.0)
         out[...] = np.clip(grey, -1.0, 1.0, out=grey)
     return image
-
-
-def to_source(mask: Volume, source_grid: Grid) -> Volume:
-    """A mask in model space, written onto its source series' own grid (nearest).
-
-    At native spacing this is the exact inverse of `prepare`: no voxel changes.
-    """
-    return resample(mask, source_grid, nearest=True, outside=0)
 
 
 def recipe_digest(plan: Plan) -> str:

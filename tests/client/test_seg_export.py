@@ -12,6 +12,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -19,13 +20,14 @@ from scipy.spatial.transform import Rotation
 from client.intake.dicom import read_dicom
 from client.intake.pool import DecodeLimits, DecoderPool
 from client.labels.seg import read_seg
+from client.predictor import network_of
+from client.predictor import segment as segment_volume
 from client.seg_export import Algorithm, missing_identity, write_seg
 from common.errors import GeometryError, LabelError
-from common.plan import Preprocessing
-from common.preprocess import prepare, to_source
 from common.volume import Grid, Volume, canonical
 from deploy.phantom.dicom import write_series
 from deploy.phantom.scanner import Scanner
+from tests.threshold_model import threshold_package, threshold_plan
 
 REAL = Path(
     os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[3] / "shared/data")
@@ -36,7 +38,8 @@ AXIAL = np.eye(3)[:, ::-1]
 """D along z, H along y, W along x."""
 SHAPE = (5, 6, 7)
 SPACING = (2.5, 0.7, 0.9)
-NATIVE = Preprocessing()
+ABOVE_HU = (-300.5, 300.5)
+CPU = torch.device("cpu")
 DCIODVFY = shutil.which("dciodvfy")
 
 
@@ -85,9 +88,21 @@ def take_in(folder: Path, pool: DecoderPool):
     return found[0], case.volume
 
 
-def write(folder: Path, affine: np.ndarray, shape=SHAPE) -> Volume:
+def predicted(volume: Volume) -> Volume:
+    """What `fedct predict` makes of a volume with a model of two thresholds."""
+    plan = threshold_plan(("lung", "odd thing"))
+    network = network_of(threshold_package(plan, ABOVE_HU), CPU)
+    return segment_volume(network, volume, plan, CPU)
+
+
+def above_thresholds(volume: Volume) -> np.ndarray:
+    """The same, written down without a network."""
+    return sum((volume.array > hu).astype(np.uint8) for hu in ABOVE_HU)
+
+
+def write(folder: Path, affine: np.ndarray, shape=SHAPE, seed=0) -> Volume:
     """Write a series of noise on a grid."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     hu = rng.integers(-1000, 1000, shape).astype(np.int16)
     write_series(
         folder, Volume(hu, Grid(shape, affine)), scanner=Scanner(), patient="p", seed=1
@@ -128,19 +143,17 @@ def axial(tmp_path_factory, pool):
 
 @pytest.mark.parametrize("number", range(24))
 def test_the_whole_way_out_and_back_is_the_identity(tmp_path, pool, number):
-    """DICOM -> volume -> model space -> mask -> DICOM SEG -> mask."""
+    """DICOM -> volume -> model space -> network -> mask -> DICOM SEG -> mask."""
     written = write(tmp_path / "ct", affine_of(all_orientations()[number]))
     series, volume = take_in(tmp_path / "ct", pool)
     assert volume.grid.same_as(written.grid)
     assert np.array_equal(volume.array, written.array)
-    drawn = random_mask()
-    _, moved, model_grid = prepare(volume, NATIVE, mask=Volume(drawn, volume.grid))
-    back = to_source(Volume(moved, model_grid), volume.grid)
-    export(tmp_path / "seg.dcm", back.array, back.grid, series)
+    found = predicted(volume)
+    export(tmp_path / "seg.dcm", found.array, found.grid, series)
     segments, findings = read_seg(tmp_path / "seg.dcm", volume.grid)
     assert not findings
     assert [segment.name for segment in segments] == ["lung", "odd thing"]
-    assert np.array_equal(as_classes(segments), drawn)
+    assert np.array_equal(as_classes(segments), above_thresholds(written))
 
 
 @settings(
@@ -159,14 +172,11 @@ def test_oblique_series_of_any_size_and_spacing_keep_every_voxel(
 ):
     folder = tmp_path_factory.mktemp("oblique")
     axes = Rotation.from_euler("xyz", turn, degrees=True).as_matrix()
-    write(folder / "ct", affine_of(right_handed(axes), spacing), shape)
+    written = write(folder / "ct", affine_of(right_handed(axes), spacing), shape, seed)
     series, volume = take_in(folder / "ct", pool)
-    drawn = random_mask(shape, 2, seed)
-    _, moved, grid = prepare(volume, NATIVE, mask=Volume(drawn, volume.grid))
-    back = to_source(Volume(moved, grid), volume.grid)
-    export(folder / "seg", back.array, volume.grid, series)
+    export(folder / "seg", predicted(volume).array, volume.grid, series)
     segments, _ = read_seg(folder / "seg", volume.grid)
-    assert np.array_equal(as_classes(segments), drawn)
+    assert np.array_equal(as_classes(segments), above_thresholds(written))
 
 
 def test_highdicom_reads_the_same_voxels_at_the_same_places(axial, tmp_path):

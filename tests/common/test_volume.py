@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import GeometryError
 from common.plan import Preprocessing
-from common.preprocess import prepare, to_source
+from common.preprocess import prepare
 from common.volume import (
     Grid,
     Volume,
@@ -110,7 +110,7 @@ def test_mask_comes_back_from_model_space_bit_for_bit_at_native_spacing(grid, ra
     mask = mask.reshape(grid.shape)
     hu = Volume(np.zeros(grid.shape, np.int16), grid)
     _, classes, model = prepare(hu, Preprocessing(), mask=Volume(mask, grid))
-    back = to_source(Volume(classes, model), grid)
+    back = resample(Volume(classes, model), grid, nearest=True, outside=0)
     assert back.grid.same_as(grid)
     np.testing.assert_array_equal(back.array, mask)
 
@@ -150,7 +150,7 @@ def test_mask_survives_prediction_at_another_spacing(directions):
     for spacing_mm, least_dice in (((0.4, 0.4, 0.4), 0.985), ((2.0, 2.0, 2.0), 0.85)):
         pre = Preprocessing(spacing_mm=spacing_mm)
         _, classes, model = prepare(hu, pre, mask=Volume(mask, grid))
-        back = to_source(Volume(classes, model), grid).array
+        back = resample(Volume(classes, model), grid, nearest=True, outside=0).array
         dice = 2 * (back & mask).sum() / (back.sum() + mask.sum())
         assert dice >= least_dice
         there = world(grid, np.argwhere(back)).mean(axis=0)
