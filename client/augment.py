@@ -14,23 +14,9 @@ import torch
 from jaxtyping import Bool, Float16, Float32, UInt8
 from torch import Tensor
 
-from common.errors import PlanError
-from common.plan import Augmentation, Plan
+from common.plan import Augmentation
 
 _AXIS_FROM_END = {"D": 3, "H": 2, "W": 1}
-
-
-def check_augmentation(plan: Plan) -> None:
-    """Refuse what can't be done to patches of the plan's dimensions.
-
-    Raises:
-        PlanError: Slices shall be mirrored along D, which they do not have.
-    """
-    if plan.model.dimensions == 2 and "D" in plan.training.augmentation.flip:
-        raise PlanError(
-            "plan training.augmentation.flip got 'D' for slices, expected 'H' or 'W'; "
-            "a slice has no axis D"
-        )
 
 
 def turn(

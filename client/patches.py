@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float16, Int64, UInt8
 
-from client.augment import check_augmentation, shade, turn
+from client.augment import shade, turn
 from common.case import PreparedCase
 from common.errors import PlanError
 from common.plan import Plan
@@ -42,7 +42,6 @@ class PatchSampler:
         """
         if not cases:
             raise PlanError("training got no case, expected at least one")
-        check_augmentation(plan)
         self._cases = cases
         self._plan = plan
         self._generator = generator

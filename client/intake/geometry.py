@@ -126,14 +126,9 @@ def series_grid(planes: Planes) -> Grid:
     assert first.pixels is not None
     assert first.pixel_spacing_mm is not None
     positions = _positions(planes)
-    along_w, along_h, normal = axes
-    step = (
-        (positions[-1] - positions[0]) / (len(planes) - 1)
-        if len(planes) > 1
-        else normal
-    )
+    along_w, along_h, _ = axes
     affine = np.eye(4)
-    affine[:3, 0] = step
+    affine[:3, 0] = (positions[-1] - positions[0]) / (len(planes) - 1)
     affine[:3, 1] = along_h * first.pixel_spacing_mm[0]
     affine[:3, 2] = along_w * first.pixel_spacing_mm[1]
     affine[:3, 3] = positions[0]
