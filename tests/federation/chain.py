@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -14,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import pytest
 
 from deploy.gateway import HubGateway, SiteGateway, install
 from deploy.nginx_run import command
@@ -23,10 +26,25 @@ HUB_NAME = "hub.example"
 CHUNK = bytes(range(256)) * 20_480  # 5 MiB, as Flower's objects
 
 
+ECHO = "/v1/fleet/push-object"
+needs_nginx = pytest.mark.skipif(
+    shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") is None,
+    reason="nginx is not installed; tests/debian.sh installs it",
+)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def until(is_so, seconds=10.0):
+    """Wait for it."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def wait_for(port, seconds=10.0):
