@@ -10,7 +10,6 @@ cases that the model was trained on.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
@@ -18,29 +17,24 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from client.bootstrap import CONFIDENCE, FEW_PATIENTS, RESAMPLES, estimate
-from client.intake.fitness import fitness
+from client.intake.fitness import fitness, unique, with_findings
 from client.intake.group import counts_as_series
-from client.intake.run import Settled, count_of, read_source
-from client.intake.verdict import Code, Finding, SeriesVerdict
+from client.intake.run import count_of, read_source
+from client.intake.verdict import SeriesVerdict
+from client.intake.volume_case import Settled
 from client.predictor import network_of
-from common.case import IntakeCase, PreparedCase, Target
+from common.case import PreparedCase
 from common.errors import IntakeError
 from common.package import RESEARCH_ONLY, ModelPackage
 from common.plan import Plan
-from common.preprocess import prepare
+from common.preprocess import prepare_case
 from common.sources import Source
 from common.task import Sums, add_sums
 from common.tasks.catalog import task_of
-from common.volume import Volume
 
 ASSESSMENT_VERSION: Final = 1
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many are done, and of how many."""
-_COPY = Finding(
-    Code.DUPLICATE_SAME,
-    "voxels and labels are those of a series before it, expected each scan once",
-    refuses=True,
-)
 
 
 class Record(BaseModel):
@@ -115,7 +109,7 @@ def assess(
     rows: list[SeriesVerdict] = []
     patients: dict[str, Sums] = {}
     judged = 0
-    for row, case in _fit(_unique(read_source(source, tell)), plan):
+    for row, case in _fit(unique(read_source(source, tell)), plan):
         rows.append(row)
         if case is None:
             continue
@@ -149,18 +143,6 @@ def assess(
     )
 
 
-def _unique(settled: Iterable[Settled]) -> Iterator[Settled]:
-    """Refuse copies: one scan must count once."""
-    seen: set[str] = set()
-    for row, case in settled:
-        if case is not None and case.digest in seen:
-            yield _refuse(row, [_COPY]), None
-            continue
-        if case is not None:
-            seen.add(case.digest)
-        yield row, case
-
-
 def _fit(
     settled: Iterable[Settled], plan: Plan
 ) -> Iterator[tuple[SeriesVerdict, PreparedCase | None]]:
@@ -173,30 +155,10 @@ def _fit(
         target = task.target(case)
         findings = fitness(case, target, plan)
         if any(finding.refuses for finding in findings):
-            yield _refuse(row, findings), None
+            yield with_findings(row, findings), None
         else:
-            yield row, _prepared(case, target, plan)
-
-
-def _prepared(case: IntakeCase, target: Target, plan: Plan) -> PreparedCase:
-    mask = None if target.mask is None else Volume(target.mask, case.volume.grid)
-    image, classes, grid = prepare(case.volume, plan.preprocessing, mask=mask)
-    return PreparedCase(
-        case_id=case.series,
-        patient_id=case.patient,
-        image=image,
-        grid=grid,
-        source_grid=case.volume.grid,
-        mask=classes,
-        label=target.label,
-        attributes=target.attributes,
-        has_spacing=case.has_spacing,
-    )
-
-
-def _refuse(row: SeriesVerdict, more: Iterable[Finding]) -> SeriesVerdict:
-    findings = sorted([*row.findings, *more], key=lambda finding: not finding.refuses)
-    return replace(row, findings=tuple(findings))
+            named = {"case_id": case.series, "patient_id": case.patient}
+            yield row, prepare_case(case, target, plan, **named)
 
 
 def _codes(rows: Iterable[SeriesVerdict]) -> dict[str, int]:

@@ -22,7 +22,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,7 @@ from client.secret import pseudonym
 from common.case import IntakeCase, PreparedCase, Target
 from common.errors import StoreError
 from common.plan import Plan
-from common.preprocess import prepare, recipe_digest
-from common.volume import Volume
+from common.preprocess import prepare_case, recipe_digest
 
 MOST_FOREGROUND = 4096
 """Foreground voxels kept per case for balanced patches; see PreparedCase.foreground."""
@@ -143,7 +142,15 @@ class CaseStore:
         known = self.find(key)
         if known is not None:
             return known
-        prepared = self._prepare(case, target, plan)
+        prepared = prepare_case(
+            case,
+            target,
+            plan,
+            case_id=pseudonym(self._secret, case.series),
+            patient_id=pseudonym(self._secret, case.patient),
+        )
+        if prepared.mask is not None:
+            prepared = replace(prepared, foreground=foreground_voxels(prepared.mask))
         path = self._path(key)
         temporary = path.with_name(f"{key}.{os.getpid()}{TEMPORARY}")
         try:
@@ -207,23 +214,6 @@ class CaseStore:
 
     def _path(self, key: str) -> Path:
         return self._cases / f"{key}.case"
-
-    def _prepare(self, case: IntakeCase, target: Target, plan: Plan) -> PreparedCase:
-        given = target.mask
-        mask = None if given is None else Volume(given, case.volume.grid)
-        image, classes, grid = prepare(case.volume, plan.preprocessing, mask=mask)
-        return PreparedCase(
-            case_id=pseudonym(self._secret, case.series),
-            patient_id=pseudonym(self._secret, case.patient),
-            image=image,
-            grid=grid,
-            source_grid=case.volume.grid,
-            mask=classes,
-            foreground=None if classes is None else foreground_voxels(classes),
-            label=target.label,
-            attributes=target.attributes,
-            has_spacing=case.has_spacing,
-        )
 
 
 def foreground_voxels(mask: UInt8[np.ndarray, "D H W"]) -> Int32[np.ndarray, "N 3"]:

@@ -16,6 +16,7 @@ import json
 import numpy as np
 from jaxtyping import Float16, Num, UInt8
 
+from common.case import IntakeCase, PreparedCase, Target
 from common.errors import GeometryError
 from common.plan import Plan, Preprocessing
 from common.tasks.catalog import task_of
@@ -67,6 +68,34 @@ def prepare(
         moved = resample(canonical(mask), grid, nearest=True, outside=0)
         classes = np.ascontiguousarray(moved.array, dtype=np.uint8)
     return windowed(hu.array, pre.window_hu), classes, grid
+
+
+def prepare_case(
+    case: IntakeCase, target: Target, plan: Plan, *, case_id: str, patient_id: str
+) -> PreparedCase:
+    """A case and its target in model space, without `foreground`.
+
+    Args:
+        case: Accepted by intake.
+        target: What the plan's task wants learnt from it, on the case's grid.
+        plan: Gives spacing and window.
+        case_id: What the case is called from here on.
+        patient_id: What its patient is called.
+    """
+    given = target.mask
+    mask = None if given is None else Volume(given, case.volume.grid)
+    image, classes, grid = prepare(case.volume, plan.preprocessing, mask=mask)
+    return PreparedCase(
+        case_id=case_id,
+        patient_id=patient_id,
+        image=image,
+        grid=grid,
+        source_grid=case.volume.grid,
+        mask=classes,
+        label=target.label,
+        attributes=target.attributes,
+        has_spacing=case.has_spacing,
+    )
 
 
 def windowed(

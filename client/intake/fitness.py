@@ -1,10 +1,15 @@
 """Whether an accepted series can serve the plan at hand.
 
-A reader judges the series; this judges the pair of series and plan. The same series may
-be fit for one plan and not for another, so nothing of it is written into the case.
+A reader judges the series; this judges the pair of series and plan, and the series
+beside its fellows. The same series may be fit for one plan and not for another, so
+nothing of it is written into the case.
 """
 
-from client.intake.verdict import Code, Finding
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from client.intake.verdict import Code, Finding, SeriesVerdict
+from client.intake.volume_case import Settled
 from common.case import IntakeCase, Target
 from common.plan import Plan
 from common.preprocess import model_grid
@@ -30,6 +35,34 @@ def fitness(case: IntakeCase, target: Target, plan: Plan) -> list[Finding]:
         if finding is not None
     ]
     return sorted(findings, key=lambda finding: not finding.refuses)
+
+
+def unique(settled: Iterable[Settled]) -> Iterator[Settled]:
+    """Refuse copies: they would count twice, and under two patients be in two parts."""
+    seen: set[str] = set()
+    for row, case in settled:
+        if case is not None and case.digest in seen:
+            finding = Finding(
+                Code.DUPLICATE_SAME,
+                "voxels and labels are those of a series before it, expected each scan "
+                "once; remove the copy",
+                refuses=True,
+            )
+            yield with_findings(row, [finding]), None
+            continue
+        if case is not None:
+            seen.add(case.digest)
+        yield row, case
+
+
+def with_findings(row: SeriesVerdict, more: Sequence[Finding]) -> SeriesVerdict:
+    """The row with more findings, refusing ones first; a note is not said twice."""
+    refused = {f.code for f in more if f.refuses}
+    known = [f for f in row.findings if f.refuses or f.code not in refused]
+    codes = {f.code for f in known}
+    new = [f for f in more if f.refuses or f.code not in codes]
+    findings = sorted([*known, *new], key=lambda f: not f.refuses)
+    return replace(row, findings=tuple(findings))
 
 
 def _spacing(case: IntakeCase, plan: Plan) -> Finding | None:

@@ -12,14 +12,15 @@ refused can read why.
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from client.intake.fitness import fitness
+from client.intake.fitness import fitness, unique, with_findings
 from client.intake.group import counts_as_series
 from client.intake.seen import fingerprint, recall, remember
 from client.intake.table import CSV_FILE, write_tables
-from client.intake.verdict import Code, Finding, IntakeCount, SeriesVerdict
+from client.intake.verdict import Code, IntakeCount, SeriesVerdict
+from client.intake.volume_case import Settled
 from client.private_files import make_private_folder
 from client.secret import load_secret
 from client.split import Part, freeze_split
@@ -35,7 +36,6 @@ log = logging.getLogger("fedct.intake")
 Progress = Callable[[str, int, int], None]
 """Told what is being done ("files" or "series"), how many are done, and of how many;
 where a source does not know its length, of how many so far."""
-Settled = tuple[SeriesVerdict, IntakeCase | None]
 TakenIn = tuple[SeriesVerdict, CaseRecord | None]
 
 
@@ -91,7 +91,7 @@ def take_in(
         taken = None if on_case else _recalled(store, mark)
         if taken is None:
             settled = read_source(source, progress)
-            taken = [_settle(one, store, plan, on_case) for one in _unique(settled)]
+            taken = [_settle(one, store, plan, on_case) for one in unique(settled)]
             keys = [(row, record.key if record else None) for row, record in taken]
             remember(store_root, mark, keys)
         verdicts = tuple(row for row, _ in taken)
@@ -139,24 +139,6 @@ def _read_files(path: Path, source: Source) -> Iterator[Settled]:
     return read_images(path, where=source.where)
 
 
-def _unique(settled: Iterable[Settled]) -> Iterator[Settled]:
-    """Refuse copies: one scan under two patients would be in two parts of the split."""
-    seen: set[str] = set()
-    for row, case in settled:
-        if case is not None and case.digest in seen:
-            finding = Finding(
-                Code.DUPLICATE_SAME,
-                "voxels and labels are those of a series before it, expected each scan "
-                "once; remove the copy",
-                refuses=True,
-            )
-            yield _with_findings(row, [finding]), None
-            continue
-        if case is not None:
-            seen.add(case.digest)
-        yield row, case
-
-
 def _settle(
     settled: Settled,
     store: CaseStore,
@@ -170,21 +152,11 @@ def _settle(
     if on_case is not None:
         on_case(case)
     target = task_of(plan).target(case)
-    row = _with_findings(row, fitness(case, target, plan))
+    row = with_findings(row, fitness(case, target, plan))
     if any(finding.refuses for finding in row.findings):
         return row, None
     _usable(store, store.key_of(case, plan))
     return row, store.put(case, target, plan)
-
-
-def _with_findings(row: SeriesVerdict, more: Sequence[Finding]) -> SeriesVerdict:
-    """The row with more findings, refusing ones first; a note is not said twice."""
-    refused = {f.code for f in more if f.refuses}
-    known = [f for f in row.findings if f.refuses or f.code not in refused]
-    codes = {f.code for f in known}
-    new = [f for f in more if f.refuses or f.code not in codes]
-    findings = sorted([*known, *new], key=lambda f: not f.refuses)
-    return replace(row, findings=tuple(findings))
 
 
 def _recalled(store: CaseStore, mark: str) -> list[TakenIn] | None:

@@ -88,7 +88,7 @@ def test_cases_without_mask_or_without_foreground_are_kept_too(store):
 def test_same_case_and_recipe_is_prepared_once(store, monkeypatch):
     case = case_of()
     first = store.put(case, target_of(case), plan_of())
-    monkeypatch.setattr(client.store, "prepare", None)  # a second call would fail
+    monkeypatch.setattr(client.store, "prepare_case", None)  # a second call would fail
     assert store.put(case, target_of(case), plan_of()) == first
     other_rounds = plan_of(federation={"rounds": 9})
     assert store.put(case, target_of(case), other_rounds) == first
