@@ -1,6 +1,5 @@
 """A mask that goes out as DICOM SEG comes back voxel for voxel, on any series."""
 
-import os
 import shutil
 import stat
 import subprocess
@@ -27,12 +26,10 @@ from common.errors import GeometryError, LabelError
 from common.volume import Grid, Volume, canonical
 from deploy.phantom.dicom import write_series
 from deploy.phantom.scanner import Scanner
+from tests.real_ct import ROOT
 from tests.threshold_model import threshold_package, threshold_plan
 
-REAL = Path(
-    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[3] / "shared/data")
-)
-MULTIFRAME = REAL / "dicom_seg/dcmqi_segmentations/23x38x3/multiframe"
+MULTIFRAME = ROOT / "dicom_seg/dcmqi_segmentations/23x38x3/multiframe"
 ALGORITHM = Algorithm("nodules", "ab" * 32, "0.1.0")
 AXIAL = np.eye(3)[:, ::-1]
 """D along z, H along y, W along x."""
@@ -327,7 +324,7 @@ def turn_frames(path: Path) -> None:
     ds.save_as(path)
 
 
-@pytest.mark.skipif(not MULTIFRAME.is_dir(), reason=f"no test data in {REAL}")
+@pytest.mark.skipif(not MULTIFRAME.is_dir(), reason=f"no test data in {ROOT}")
 def test_frames_of_a_real_multi_frame_series_keep_their_places(tmp_path, pool):
     folder = tmp_path / "ct"
     shutil.copytree(MULTIFRAME, folder)

@@ -1,9 +1,7 @@
 """Real CT down the whole road: verdicts of every series, a 3D U-Net, a checked SEG."""
 
-import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import highdicom
 import numpy as np
@@ -16,12 +14,10 @@ from client.predict import predict_series
 from common.package import load_package
 from common.sources import Source
 from deploy.simulate import simulate
+from tests.real_ct import ROOT
 
-DATA = Path(
-    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")
-)
 pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"real CT is absent ({DATA}); set FEDCT_TEST_DATA"
+    not ROOT.is_dir(), reason=f"real CT is absent ({ROOT}); set FEDCT_TEST_DATA"
 )
 
 # Source file to (accepted, codes): a reader who opens these files agrees with each.
@@ -83,7 +79,7 @@ EXPECTED = {
 @pytest.mark.parametrize("folder", sorted(EXPECTED))
 def test_every_series_of_the_real_data_gets_the_right_verdict(folder):
     wanted = dict(EXPECTED[folder])
-    for row, case in read_source(Source(source=str(DATA / folder))):
+    for row, case in read_source(Source(source=str(ROOT / folder))):
         key = next((k for k in wanted if k and row.source.endswith(k)), "")
         accepted, codes = wanted.pop(key)
         assert (case is not None) == accepted, (row.source, row.findings)
@@ -125,7 +121,7 @@ sites = [
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gtv")
     plan = folder / "plan.toml"
-    plan.write_text(PLAN.format(root=str(DATA)))
+    plan.write_text(PLAN.format(root=str(ROOT)))
     record = simulate(plan, folder / "run", threads=1)
     return record, folder / "run"
 
@@ -142,11 +138,11 @@ def test_two_hospitals_with_rtstruct_train_one_3d_unet(run):
 def test_its_prediction_is_a_seg_that_others_read(run, tmp_path):
     _, folder = run
     package = load_package(folder)
-    source = Source(source=str(DATA / "rtstruct_lung4" / "pat_2"))
+    source = Source(source=str(ROOT / "rtstruct_lung4" / "pat_2"))
     predict_series(package, source, tmp_path, torch.device("cpu"), lambda *a: None)
     (path,) = tmp_path.rglob("*.dcm")
     seg = highdicom.seg.segread(path)
-    images = sorted((DATA / "rtstruct_lung4" / "pat_2").glob("DCM_IMG_*"))
+    images = sorted((ROOT / "rtstruct_lung4" / "pat_2").glob("DCM_IMG_*"))
     first = pydicom.dcmread(images[0], stop_before_pixels=True)
     assert seg.FrameOfReferenceUID == first.FrameOfReferenceUID
     assert (seg.Rows, seg.Columns) == (138, 141)
@@ -163,7 +159,7 @@ def test_its_prediction_is_a_seg_that_others_read(run, tmp_path):
 
 
 def test_the_tumour_of_the_phantom_patient_has_its_published_volume():
-    source = Source(source=str(DATA / "rtstruct_lung4" / "pat_1"))
+    source = Source(source=str(ROOT / "rtstruct_lung4" / "pat_1"))
     cases = [case for _, case in read_source(source) if case]
     (segment,) = cases[0].segments
     cm3 = segment.mask.sum() * cases[0].volume.grid.voxel_mm3 / 1000

@@ -1,6 +1,5 @@
 """Small DICOM series with known voxels, written on the spot; real CT where it is."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,8 @@ from client.intake.dicom import read_dicom
 from client.intake.pool import DecodeLimits, DecoderPool
 from client.intake.verdict import Code, SeriesVerdict, Verdict
 from common.case import IntakeCase
+from tests import real_ct
 
-DATA = Path(
-    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")
-)
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -32,9 +29,7 @@ class Written:
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip(f"real CT is absent ({DATA}); set FEDCT_TEST_DATA")
-    return DATA
+    return real_ct.data()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -15,18 +14,12 @@ from PIL import Image
 from client.intake.images import read_images
 from client.intake.verdict import Code, Verdict
 from common.errors import IntakeError
-
-DATA = Path(
-    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")
-)
+from tests import real_ct
 
 
 @pytest.fixture(scope="module")
 def lidc() -> Path:
-    path = DATA / "lidc_nodules" / "lidc_nodules.zip"
-    if not path.is_file():
-        pytest.skip(f"real pictures are absent ({path}); set FEDCT_TEST_DATA")
-    return path
+    return real_ct.data("lidc_nodules/lidc_nodules.zip")
 
 
 def test_the_collection_has_its_patients_slices_and_vendors(lidc: Path) -> None:

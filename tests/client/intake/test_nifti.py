@@ -16,10 +16,8 @@ from client.intake.refusal import RefusedError
 from client.intake.verdict import Code, SeriesVerdict, Verdict
 from common.case import IntakeCase
 from common.errors import IntakeError
+from tests import real_ct
 
-DATA = Path(
-    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")
-)
 AFFINE = np.array(
     [[-0.8, 0, 0, 90], [0, -0.7, 0, 80], [0, 0, 2.5, -40], [0, 0, 0, 1.0]]
 )
@@ -27,9 +25,7 @@ AFFINE = np.array(
 
 @pytest.fixture
 def totalseg() -> Path:
-    if not DATA.is_dir():
-        pytest.skip(f"real CT is absent ({DATA}); set FEDCT_TEST_DATA")
-    return DATA / "totalseg_example"
+    return real_ct.data("totalseg_example")
 
 
 def ct(shape: tuple[int, ...] = (6, 5, 4)) -> np.ndarray:

@@ -18,10 +18,7 @@ from client.secret import pseudonym
 from common.errors import IntakeError, PlanError, StoreError
 from common.plan import Plan
 from common.sources import Source
-
-DATA = Path(
-    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")
-)
+from tests import real_ct
 
 
 def plan_of(patch=(4, 8, 8), classes=None, **sections) -> Plan:
@@ -261,9 +258,7 @@ def test_intake_beside_another_one_is_refused(folder, tmp_path):
 
 
 def lidc(vendor: str) -> Source:
-    path = DATA / "lidc_nodules" / "lidc_nodules.zip"
-    if not path.exists():
-        pytest.skip("LIDC crops are absent; set FEDCT_TEST_DATA")
+    path = real_ct.data("lidc_nodules/lidc_nodules.zip")
     return Source(source=str(path), format="images", where={"vendor": vendor})
 
 
@@ -326,9 +321,8 @@ def test_malignancy_without_a_score_is_missing_and_of_three_fits_no_class(tmp_pa
 
 
 def test_real_dicom_with_rtstruct_is_taken_in(tmp_path):
-    if not (DATA / "rtstruct_lung4").exists():
-        pytest.skip("RTSTRUCT patients are absent; set FEDCT_TEST_DATA")
-    source = Source(source=str(DATA / "rtstruct_lung4" / "pat_2"), format="dicom")
+    patient = real_ct.data("rtstruct_lung4/pat_2")
+    source = Source(source=str(patient), format="dicom")
     plan = plan_of((16, 64, 64), {"gtv": ["GTV-1"]}, data={"test": 0, "validation": 0})
     data = take_in(source, tmp_path / "store", plan)
     assert data.count == IntakeCount(1, 1)

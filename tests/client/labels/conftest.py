@@ -1,6 +1,5 @@
 """Real label files, and CT headers at any angle to hang written labels on."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,17 +10,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from common.volume import Grid
-
-DATA = Path(
-    os.environ.get("FEDCT_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")
-)
+from tests import real_ct
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    if not DATA.is_dir():
-        pytest.skip(f"real CT is absent ({DATA}); set FEDCT_TEST_DATA")
-    return DATA
+    return real_ct.data()
 
 
 @pytest.fixture(scope="session")
