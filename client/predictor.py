@@ -15,19 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from common.errors import ModelError
 from common.gradcam import grad_cam
 from common.inference import (
-    Box,
-    box,
     cut_windows,
     pad_to,
     predict_logits,
-    predict_windows,
-    window_corners,
+    predict_window_logits,
 )
 from common.networks import build_network
 from common.package import ModelPackage
@@ -47,8 +44,6 @@ from common.volume import (
 
 SLAB = 64
 """Slices of the source grid that are decided at a time; bounds memory."""
-VOXELS_PER_BATCH = 2**20
-"""Windows of a classifier are batched up to this many voxels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +110,7 @@ def classify(
     """
     prepared, _, grid = prepare(volume, plan.preprocessing)
     image = pad_to(prepared, plan.patch)
-    corners = window_corners(box(image), plan.patch, plan.evaluation.overlap)
-    logits = _window_logits(network, image, corners, plan, device)
+    corners, logits = predict_window_logits(network, image, plan, device)
     probabilities = logits.mean(dim=0).softmax(dim=0)
     winner = int(probabilities.argmax())
     best = int(logits.softmax(dim=1)[:, winner].argmax())
@@ -132,26 +126,6 @@ def classify(
         warmth=warmth[d],
         spacing_mm=grid.spacing_mm[1:],
     )
-
-
-def _window_logits(
-    network: nn.Module,
-    image: Float[np.ndarray, "D H W"],
-    corners: list[Box],
-    plan: Plan,
-    device: torch.device,
-) -> Float32[Tensor, "N C"]:
-    size = max(1, VOXELS_PER_BATCH // int(np.prod(plan.patch)))
-    outputs = [
-        predict_windows(
-            network,
-            cut_windows(image, corners[first : first + size], plan.patch),
-            plan,
-            device,
-        )
-        for first in range(0, len(corners), size)
-    ]
-    return torch.cat(outputs)
 
 
 def _decide_on(

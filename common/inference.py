@@ -75,8 +75,25 @@ def predict_class_logits(
         corners = seeded_corners(box(padded), plan, seed)
         windows = cut_windows(padded, corners, plan.patch)
         return predict_windows(network, windows, plan, device).mean(dim=0)
-    outputs = [out for _, out in _run_windows(network, padded, plan, device)]
-    return torch.cat(outputs).mean(dim=0)
+    return predict_window_logits(network, padded, plan, device)[1].mean(dim=0)
+
+
+def predict_window_logits(
+    network: nn.Module,
+    image: Float[np.ndarray, "D H W"],
+    plan: Plan,
+    device: torch.device,
+) -> tuple[list[Box], Float32[Tensor, "N C *S"]]:
+    """Where the windows that cover an image lie, and what the network says of each.
+
+    The image has at least the size of a patch (`pad_to`).
+    """
+    corners: list[Box] = []
+    outputs: list[Tensor] = []
+    for some, output in _run_windows(network, image, plan, device):
+        corners += some
+        outputs.append(output)
+    return corners, torch.cat(outputs)
 
 
 def predict_windows(
