@@ -171,6 +171,11 @@ class Federation(Section):
     """Quorum: fewest accepted replies; below it the round is void."""
     deadline_s: Positive = 3600.0
     """A reply later than this is left out."""
+    join_s: NotNegative = 60.0
+    """How long a run waits for its other sites once the quorum is there."""
+    rejoin_s: NotNegative = 120.0
+    """How long a site that was lost is waited for; if it is back by then, it is asked
+    again and the round loses nothing."""
     max_void_rounds: Count = 3
     """The run stops after so many void rounds in a row."""
     early_stop_rounds: Count | None = None

@@ -10,7 +10,6 @@ again on the same folder after any interruption and goes on where it stopped.
 """
 
 import logging
-import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,13 +25,11 @@ from client.site import SiteConfig, write_site
 from common.durable import write_whole
 from common.errors import FedctError, PlanError, UsageError
 from common.networks import check_fits
-from common.package import PackageFacts, save_package
-from common.parameters import to_state
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
 from common.sources import POOLED, PUBLIC, Simulation, Source
-from common.tasks.catalog import task_of
 from deploy.engine import InProcessGrid, run_in_process, run_on_ray
+from deploy.hand_out import hand_out_model, run_record
 from deploy.pictures import draw_pictures
 from deploy.run_folder import (
     BASELINES,
@@ -40,16 +37,14 @@ from deploy.run_folder import (
     Baseline,
     Start,
     begin,
-    best_model,
     finished_record,
     held,
-    now,
     read_arm_record,
     torch_threads,
 )
-from deploy.versions import device_name, versions
+from deploy.versions import device_name
 from server.app import write_arms
-from server.federation import Arm, first_model
+from server.federation import Arm
 from server.record import ArmRecord, RunRecord, SiteRecord
 from server.report import write_report
 
@@ -143,7 +138,7 @@ def simulate(
         with torch_threads(start.threads):
             records = _run_arms(run, engine)
             record = _record(run, start, data, records, engine, intake_s, device)
-            _hand_out(run, records[0])
+            hand_out_model(run.folder, run.plan, records[0])
         write_report(record, run.folder)
     log.info("finished", extra={"seconds": time.perf_counter() - began})
     return record
@@ -258,27 +253,6 @@ def _run_arms(run: Run, engine: Engine) -> list[ArmRecord]:
     return records
 
 
-def _hand_out(run: Run, record: ArmRecord) -> None:
-    """The best federated model as a package, where there is a global model."""
-    if not run.plan.has_global_model:
-        why = "with fedbn each site keeps norm layers of its own; no model/ is written"
-        log.warning("no global model", extra={"why": why})
-        return
-    network, layout = first_model(run.plan)
-    vector = best_model(run.folder)
-    monitor = task_of(run.plan).monitor
-    best = record.rounds[record.best_round - 1]
-    facts = PackageFacts(
-        round=record.best_round,
-        monitor=monitor,
-        monitor_value=best.validation_mean.get(monitor),
-        sites=len(run.sites),
-        versions=versions(),
-    )
-    state = to_state(layout, vector, network)
-    save_package(run.folder / "model", run.plan, state, facts=facts)
-
-
 def _record(
     run: Run,
     start: Start,
@@ -288,30 +262,17 @@ def _record(
     intake_s: float,
     device: str,
 ) -> RunRecord:
-    task = task_of(run.plan)
-    _, layout = first_model(run.plan)
     shown = run.has_public and run.plan.has_global_model
     public = run.site_folder(PUBLIC) if shown else None
-    return RunRecord(
-        name=run.plan.plan.name,
-        description=run.plan.plan.description,
-        task=run.plan.task.kind,
-        monitor=task.monitor,
-        class_names=list(task.class_names),
-        plan_digest=run.plan.digest,
-        plan_toml=plan_toml(run.plan, with_simulation=False),
+    return run_record(
+        run.plan,
+        start,
         engine=engine,
-        started=start.at,
-        finished=now(),
-        seconds=intake_s + sum(arm.seconds for arm in arms),
-        intake_s=intake_s,
-        peak_memory_bytes=_peak_memory_bytes(),
-        parameters=layout.size,
         sites=[_site_record(name, data[name]) for name in run.sites],
         arms=arms,
-        pictures=draw_pictures(run.folder, public, run.plan) if public else [],
-        versions=versions(),
         device=device_name(choose_device(device)),
+        intake_s=intake_s,
+        pictures=draw_pictures(run.folder, public, run.plan) if public else [],
     )
 
 
@@ -328,7 +289,3 @@ def _site_record(name: str, data: SiteData) -> SiteRecord:
         validation=len(data.validation),
         test=len(data.test),
     )
-
-
-def _peak_memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,6 +6,8 @@ checkpoints, `arm.json` and `best.safetensors`.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
 from common.plan_file import load_plan
+from server.admission import Waiting
 from server.durable import write_durable
 from server.federation import Arm, open_federation
 from server.rounds import run_arm
@@ -24,6 +27,8 @@ ARM_KEY = "arm"
 ARMS_FILE = "arms.json"
 ARM_RECORD_FILE = "arm.json"
 BEST_FILE = "best.safetensors"
+ROSTERS_FILE = "rosters.json"
+"""Who took part: site to its introduction."""
 
 app = ServerApp()
 
@@ -35,7 +40,13 @@ def main(grid: Grid, context: Context) -> None:
     execute(grid, folder, str(context.run_config[ARM_KEY]))
 
 
-def execute(grid: Grid, folder: Path, name: str, keys: Keys | None = None) -> None:
+def execute(
+    grid: Grid,
+    folder: Path,
+    name: str,
+    keys: Keys | None = None,
+    tell: Callable[[Waiting], None] = lambda waiting: None,
+) -> None:
     """Run an arm to its end, or resume it.
 
     Args:
@@ -43,10 +54,13 @@ def execute(grid: Grid, folder: Path, name: str, keys: Keys | None = None) -> No
         folder: The run folder.
         name: The arm.
         keys: Verifying keys of the enrolled sites; unset in a rehearsal.
+        tell: Hears who is missing, and why, while sites are waited for.
     """
     arm = read_arm(folder, name)
-    federation = open_federation(grid, arm.plan, arm.run, keys)
+    federation = open_federation(grid, arm, keys, tell)
     record, model = run_arm(federation, arm)
+    rosters = {site: asdict(roster) for site, roster in federation.rosters.items()}
+    write_durable(arm.folder / ROSTERS_FILE, json.dumps(rosters, indent=1).encode())
     write_durable(arm.folder / BEST_FILE, save({"model": np.ascontiguousarray(model)}))
     write_durable(
         arm.folder / ARM_RECORD_FILE, record.model_dump_json(indent=1).encode()

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.errors import ContributionError, EngineError
@@ -26,7 +27,8 @@ from common.exchange import (
     TrainOrder,
     fresh_nonce,
 )
-from common.wire import from_record, payload_bytes, seal_in, to_records
+from common.wire import from_record, payload_bytes, seal_in, to_record, to_records
+from server.presence import Presence
 from server.verifying import Verifier
 
 log = logging.getLogger("fedct.run")
@@ -34,6 +36,7 @@ log = logging.getLogger("fedct.run")
 A = TypeVar("A", bound=Answer)
 
 _POLL_S = 0.05
+_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 _TYPE_OF = {
     Hello: MessageType.QUERY,
     TrainOrder: MessageType.TRAIN,
@@ -59,67 +62,123 @@ class Reply(Generic[A]):
     """Payload of the answer."""
 
 
+@dataclass(frozen=True)
+class Line:
+    """What asking needs: the way to the sites, and what to believe of their answers."""
+
+    grid: Grid
+    """Flower's grid, of any engine."""
+    verifier: Verifier
+    """Says whose seal an answer must have."""
+    presence: Presence
+    """Says who is online."""
+
+
 def ask(
-    grid: Grid,
+    line: Line,
     node_of: Mapping[str, int],
     orders: Mapping[str, Order],
     kind: type[A],
     deadline_s: float,
-    verifier: Verifier,
 ) -> Iterator[Reply[A]]:
     """Send each site its order and yield the replies in the orders' own order.
 
+    A site whose process was lost is asked again when it comes back in time.
+
     Args:
-        grid: Flower's grid, of any engine.
-        node_of: Site to node id.
+        line: The way to the sites.
+        node_of: Site to node id; a site without a node is not connected.
         orders: Site to order; vectors that several orders share are copied once.
         kind: The answer that is expected.
         deadline_s: Seconds from now after which a site counts as late.
-        verifier: Says whose seal an answer must have.
     """
-    records = to_records(orders)
+    reached = {site: order for site, order in orders.items() if site in node_of}
+    records = to_records(reached)
     messages = [
-        Message(
-            records[site],
-            dst_node_id=node_of[site],
-            message_type=_TYPE_OF[type(order)],
-            ttl=deadline_s,
-        )
-        for site, order in orders.items()
+        _message(records[site], node_of[site], order, deadline_s)
+        for site, order in reached.items()
     ]
     sizes = {site: payload_bytes(record) for site, record in records.items()}
     del records
     until = time.monotonic() + deadline_s
-    ids = list(grid.push_messages(messages))
+    came = {site: line.presence.arrival(node_of[site]) for site in reached}
+    sent = dict(zip(reached, line.grid.push_messages(messages), strict=True))
     del messages
-    for (site, order), message_id in zip(orders.items(), ids, strict=True):
-        reply = _wait(grid, message_id, until)
-        yield _read(site, order, reply, kind, sizes[site], verifier)
+    for site, order in orders.items():
+        if site not in node_of:
+            yield Reply(site, None, "failed", "site is not connected", 0, 0)
+            continue
+        ids = [sent[site]] if sent[site] else []  # Flower: empty if it is unknown
+        reply = _wait(line, node_of[site], order, ids, came[site], until)
+        yield read_reply(site, order, reply, kind, sizes[site], line.verifier)
         del reply
 
 
-def _wait(grid: Grid, message_id: str, until: float) -> Message | None:
-    if not message_id:  # Flower: the node is gone
-        return None
+def question(order: Order, node: int, ttl_s: float) -> Message:
+    """The order as a message to one node."""
+    return _message(to_record(order), node, order, ttl_s)
+
+
+def _message(record: RecordDict, node: int, order: Order, ttl_s: float) -> Message:
+    kind = _TYPE_OF[type(order)]
+    return Message(record, dst_node_id=node, message_type=kind, ttl=ttl_s)
+
+
+def _wait(
+    line: Line,
+    node: int,
+    order: Order,
+    ids: list[str],
+    came: str | None,
+    until: float,
+) -> Message | Literal["late", "lost"]:
+    """The reply to any of the messages that carried this order to this node."""
     while True:
-        replies = list(grid.pull_messages([message_id]))
-        if replies:
-            return replies[0]
-        if time.monotonic() > until:
-            return None
+        for reply in line.grid.pull_messages(ids) if ids else ():
+            if not _is_lost(reply):
+                return reply
+            lost = reply.metadata.reply_to_message_id
+            ids = [message_id for message_id in ids if message_id != lost]
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            return "late"
+        now = line.presence.arrival(node)
+        if now is None and line.presence.is_given_up(node):
+            return "lost"
+        if now is not None and (now != came or not ids):
+            message = question(order, node, left_s)
+            ids = [*ids, *filter(None, line.grid.push_messages([message]))]
+            came = now
         time.sleep(_POLL_S)
 
 
-def _read(
+def _is_lost(reply: Message) -> bool:
+    """Whether the SuperLink itself says that no answer will come."""
+    return reply.has_error() and reply.error.code in _LOST
+
+
+def read_reply(
     site: str,
     order: Order,
-    reply: Message | None,
+    reply: Message | Literal["late", "lost"],
     kind: type[A],
     down: int,
     verifier: Verifier,
 ) -> Reply[A]:
-    if reply is None:
+    """What came of an order; an answer that does not count leaves no trace.
+
+    Args:
+        site: Who was asked; at the roll call, any name for the node.
+        order: The order.
+        reply: What came, or why nothing did.
+        kind: The answer that is expected.
+        down: Payload of the order, bytes.
+        verifier: Says whose seal the answer must have.
+    """
+    if reply == "late":
         return Reply(site, None, "late", "no answer by the deadline", down, 0)
+    if reply == "lost":
+        return Reply(site, None, "failed", "site was lost and stayed away", down, 0)
     if reply.has_error():
         reason = reply.error.reason or f"error {reply.error.code}"
         return Reply(site, None, "failed", reason, down, 0)
@@ -136,15 +195,14 @@ def _read(
 
 
 def roll_call(
-    grid: Grid, hello: Hello, deadline_s: float, verifier: Verifier
+    line: Line, hello: Hello, deadline_s: float
 ) -> tuple[dict[str, int], dict[str, Roster]]:
-    """Ask every connected node who it is.
+    """Ask every node of a rehearsal who it is; all must answer.
 
     Args:
-        grid: Flower's grid, of any engine.
+        line: The way to the sites; its verifier learns their keys.
         hello: The question; each node gets it with a nonce of its own.
         deadline_s: Seconds from now after which a node counts as late.
-        verifier: Learns the sites' keys, unless it has them from the register.
 
     Returns:
         Site to node id, and site to roster, both by name of site.
@@ -152,11 +210,11 @@ def roll_call(
     Raises:
         EngineError: A node could not be opened, or two claim one name.
     """
-    nodes = {f"node {node_id}": node_id for node_id in grid.get_node_ids()}
+    nodes = {f"node {node_id}": node_id for node_id in line.grid.get_node_ids()}
     node_of: dict[str, int] = {}
     rosters: dict[str, Roster] = {}
     hellos = {node: replace(hello, nonce=fresh_nonce()) for node in nodes}
-    for reply in ask(grid, nodes, hellos, Roster, deadline_s, verifier):
+    for reply in ask(line, nodes, hellos, Roster, deadline_s):
         if reply.answer is None:
             raise EngineError(f"roll call failed: {reply.reason}")
         site = reply.answer.site

@@ -1,7 +1,7 @@
 """Who takes part: the sites as the roll call found them, and the arms of a run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from common.plan import Plan
 from common.plan_file import plan_toml
 from common.task import Sums, Task
 from common.tasks.catalog import task_of
-from server.asking import ask, roll_call
+from server.admission import Admission, Waiting, admit
+from server.asking import Line, ask, roll_call
+from server.presence import Presence
 from server.verifying import Keys, Verifier
 
 log = logging.getLogger("fedct.run")
@@ -25,16 +27,21 @@ log = logging.getLogger("fedct.run")
 
 @dataclass(frozen=True)
 class Federation:
-    """The connected sites."""
+    """The sites of a run."""
 
-    grid: Grid
-    """Flower's grid, of any engine."""
+    line: Line
+    """The way to them."""
     node_of: Mapping[str, int]
-    """Site to node id."""
+    """Site to node id; grows when a site joins late."""
     rosters: Mapping[str, Roster]
     """Site to its introduction."""
-    verifier: Verifier
-    """Checks the seals of the sites' answers."""
+    admission: Admission | None = None
+    """Lets sites in while the run goes on; unset in a rehearsal."""
+
+    def let_in(self) -> None:
+        """Look whether a site has come since; returns at once."""
+        if self.admission is not None:
+            self.admission.step()
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,31 @@ class Arm:
 
 
 def open_federation(
-    grid: Grid, plan: Plan, run: str, keys: Keys | None = None
+    grid: Grid,
+    arm: Arm,
+    keys: Keys | None = None,
+    tell: Callable[[Waiting], None] = lambda waiting: None,
 ) -> Federation:
-    """Call the roll; every node must hold this plan and this model.
+    """Call the roll; every site must hold this plan and this model.
 
     Args:
         grid: Flower's grid, of any engine.
-        plan: The plan.
-        run: Id of the run.
-        keys: Verifying keys of the enrolled sites; unset in a rehearsal, where the key
-            that a site shows now holds for the run.
+        arm: What is to be run.
+        keys: Verifying keys of the enrolled sites. Unset in a rehearsal: there the key
+            that a site shows now holds for the run, and all nodes must answer.
+        tell: Hears, while sites are waited for, who is missing and why.
     """
+    plan = arm.plan
     text = plan_toml(plan, with_simulation=False)
-    hello = Hello(run, plan.digest, text, first_model(plan)[1].digest)
-    verifier = Verifier(keys)
-    node_of, rosters = roll_call(grid, hello, plan.federation.deadline_s, verifier)
-    return Federation(grid, node_of, rosters, verifier)
+    hello = Hello(arm.run, plan.digest, text, first_model(plan)[1].digest)
+    federation = plan.federation
+    if keys is None:
+        line = Line(grid, Verifier(), Presence(grid))
+        return Federation(line, *roll_call(line, hello, federation.deadline_s))
+    line = Line(grid, Verifier(keys), Presence(grid, federation.rejoin_s))
+    admission = Admission(line, hello, arm.train)
+    admit(admission, enough=arm.min_sites, join_s=federation.join_s, tell=tell)
+    return Federation(line, admission.node_of, admission.rosters, admission)
 
 
 def first_model(plan: Plan) -> tuple[nn.Module, Layout]:
@@ -122,12 +138,11 @@ def judge(
     }
     sums: dict[str, Sums] = {}
     for reply in ask(
-        federation.grid,
+        federation.line,
         federation.node_of,
         orders,
         Judgement,
         arm.plan.federation.deadline_s,
-        federation.verifier,
     ):
         if reply.answer is None:
             extra = {"arm": arm.name, "site": reply.site, "why": reply.reason}

@@ -48,6 +48,7 @@ def fold_round(
         number: The round.
         since: Site to its last round that counted, where its memory goes on from.
     """
+    federation.let_in()
     orders = {
         site: TrainOrder(
             arm.run,
@@ -64,14 +65,13 @@ def fold_round(
     control = None if state.control is None else np.zeros_like(state.control)
     rows = []
     for reply in ask(
-        federation.grid,
+        federation.line,
         federation.node_of,
         orders,
         Update,
         arm.plan.federation.deadline_s,
-        federation.verifier,
     ):
-        row = _fold(reply, mean, control, arm, number, federation.rosters[reply.site])
+        row = _fold(reply, mean, control, arm, number, federation.rosters)
         log.info("reply", extra={"arm": arm.name, "round": number, "row": row})
         rows.append(row)
         del reply  # its vector is a whole model
@@ -86,7 +86,7 @@ def _fold(
     control: Float32[np.ndarray, " P"] | None,
     arm: Arm,
     number: int,
-    roster: Roster,
+    rosters: Mapping[str, Roster],
 ) -> SiteRound:
     """Check one reply and add it, or say in its row why not."""
     row = SiteRound(
@@ -100,7 +100,7 @@ def _fold(
     if update is None:
         return row
     try:
-        _check(update, arm, number, roster)
+        _check(update, arm, number, rosters[reply.site])
         _check_control(update, control)
         norm = mean.add(update.site, update.delta, _weight(update, arm))
     except ContributionError as error:

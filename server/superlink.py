@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SubStatus
-from flwr.common.serde import context_from_proto, fab_to_proto, run_from_proto
+from flwr.common.serde import fab_to_proto, run_from_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -39,7 +39,6 @@ from flwr.proto.runtime_pb2 import (
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.interceptors import (
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
@@ -68,8 +67,6 @@ clientapp = "client.app:app"
 """What Flower calls an app: names, no code. Hospitals never fetch it."""
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _BEAT_S = 10.0
-_HALF_SENT_S = 2.0
-"""How long a reply that was announced may keep the others waiting."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +155,6 @@ class SuperLinkLine:
         TaskIdentity.run_id = given.run.run_id
         TaskIdentity.node_id = given.context.node_id
         grid.set_run(run_from_proto(given.run))
-        context_from_proto(given.context)
-        # A reply of which half was sent must not hide the others for minutes.
-        assert pull_objects.__kwdefaults__ is not None
-        pull_objects.__kwdefaults__.update(
-            max_time=_HALF_SENT_S, initial_backoff=0.05, backoff_cap=0.5
-        )
         done = threading.Event()
         beating = threading.Thread(
             target=_beat, args=(grid, done), name="run-heartbeat", daemon=True

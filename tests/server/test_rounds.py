@@ -1,5 +1,6 @@
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +8,10 @@ from flwr.app import Error
 
 from common.errors import RunError
 from common.exchange import Hello, Roster
-from server.asking import roll_call
+from server.asking import Line, roll_call
 from server.federation import Federation, first_model, open_federation
 from server.journal import entries, open_journal
+from server.presence import Presence
 from server.rounds import run_arm
 from server.verifying import Verifier
 from tests.plans import plan
@@ -20,14 +22,14 @@ CASES = {"east": 10, "north": 30, "west": 20}
 
 def run(folder, grid, the_plan=None):
     the_plan = the_plan or plan(federation__deadline_s=0.2)
-    federation = open_federation(grid, the_plan, "run")
-    return run_arm(federation, arm_of(the_plan, folder, CASES))
+    arm = arm_of(the_plan, folder, CASES)
+    return run_arm(open_federation(grid, arm), arm)
 
 
 def by_hand(rounds: int, cases=CASES) -> np.ndarray:
     """FedAvg in float64 over the same scripted updates."""
     grid = ScriptedGrid(cases)
-    federation = open_federation(grid, plan(), "run")
+    federation = open_federation(grid, arm_of(plan(), Path(), cases))
     assert isinstance(federation, Federation)
     network, layout = first_model(plan())
     from common.parameters import to_vector
@@ -211,7 +213,8 @@ def test_only_last_and_best_checkpoints_are_kept(tmp_path):
 
 def test_the_roll_call_sorts_sites_by_name():
     grid = ScriptedGrid({"west": 1, "east": 2})
-    node_of, rosters = roll_call(grid, Hello("r", "p", "t", "l"), 1.0, Verifier())
+    line = Line(grid, Verifier(), Presence(grid))
+    node_of, rosters = roll_call(line, Hello("r", "p", "t", "l"), 1.0)
     assert list(node_of.items()) == [("east", 3), ("west", 2)]
     assert isinstance(rosters["east"], Roster)
 

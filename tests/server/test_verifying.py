@@ -11,11 +11,12 @@ from common.errors import ContributionError, EngineError
 from common.exchange import Hello, Roster, TrainOrder, Update
 from common.signing import asked_of, public_text, seal
 from common.wire import from_record
-from server.asking import ask, roll_call
+from server.asking import Line, ask, roll_call
 from server.federation import open_federation
 from server.folding import fold_round
+from server.presence import Presence
 from server.server_step import first_state
-from server.verifying import Verifier
+from server.verifying import Keys, Verifier
 from tests.plans import plan
 from tests.server.scripted import ScriptedGrid, arm_of, honest, signing_key
 
@@ -69,13 +70,13 @@ def test_an_answer_to_an_earlier_round_with_its_number_altered_is_refused():
 def test_a_site_that_is_not_in_the_register_is_refused_at_the_roll_call():
     known = {site: key for site, key in KEYS.items() if site != "west"}
     with pytest.raises(EngineError, match="'west' has no verifying key here"):
-        roll_call(ScriptedGrid(CASES), HELLO, 1.0, Verifier(known))
+        roll_call(line_to(ScriptedGrid(CASES), known), HELLO, 1.0)
 
 
 def test_a_site_with_another_key_than_the_register_s_is_refused_at_the_roll_call():
     swapped = {**KEYS, "west": KEYS["east"]}
     with pytest.raises(EngineError, match="'west' showed another verifying key"):
-        roll_call(ScriptedGrid(CASES), HELLO, 1.0, Verifier(swapped))
+        roll_call(line_to(ScriptedGrid(CASES), swapped), HELLO, 1.0)
 
 
 def test_a_rehearsal_believes_the_key_of_the_roll_call_and_no_other_afterwards():
@@ -102,6 +103,10 @@ def test_a_key_that_is_shown_but_not_held_is_refused():
 def test_who_missed_the_roll_call_is_not_believed_in_a_rehearsal():
     answer, sealed = update_of(ORDER)
     assert refused(Verifier(), answer, sealed, ORDER, "north") == "key"
+
+
+def line_to(grid: ScriptedGrid, keys: Keys | None = None) -> Line:
+    return Line(grid, Verifier(keys), Presence(grid))
 
 
 class Meddler(ScriptedGrid):
@@ -169,8 +174,8 @@ def test_what_was_meddled_with_on_the_way_is_refused_and_the_others_count(
 ):
     the_plan = plan()
     grid = Meddler(meddle)
-    federation = open_federation(grid, the_plan, "run")
     arm = arm_of(the_plan, tmp_path, CASES)
+    federation = open_federation(grid, arm)
     state = first_state(np.zeros(50, np.float32), the_plan.federation)
     outcomes = {}
     for number in (1, 2):
@@ -185,9 +190,9 @@ def test_what_was_meddled_with_on_the_way_is_refused_and_the_others_count(
 
 def test_every_order_goes_out_with_a_nonce_of_its_own():
     grid = ScriptedGrid(CASES)
-    node_of, _ = roll_call(grid, HELLO, 1.0, verifier := Verifier())
+    node_of, _ = roll_call(line := line_to(grid), HELLO, 1.0)
     orders = {site: replace(ORDER, nonce=str(n)) for n, site in enumerate(CASES)}
-    for reply in ask(grid, node_of, orders, Update, 1.0, verifier):
+    for reply in ask(line, node_of, orders, Update, 1.0):
         assert reply.outcome == "accepted", reply.reason
     hellos = [
         from_record(m.content, Hello).nonce

@@ -1,0 +1,104 @@
+"""The resident site service: pulls orders from the hub, works, pushes answers.
+
+One process per hospital, started once and warm from then on: packages imported, cases
+open, network built, optimiser in memory. It alone holds the data, the GPU and the keys.
+Nothing listens to the network here; the one connection goes outwards (`client.fleet`).
+
+Left to die at any instant, it is started again and asks the hub for its place back. The
+hub then offers the lost order once more, and the work is the same to the bit, because
+an order says from which state it starts (`client.state`).
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+
+from client.app import SITE_FOLDER_KEY
+from client.app import app as client_app
+from client.fleet import Fleet, RunEndedError
+from client.private_files import write_private
+
+NODE_FILE = "node.json"
+"""Which place at the hub this site's last process had, and where it ran."""
+_QUICKEST_S, _SLOWEST_S = 0.1, 2.0
+"""Pause between two questions to the hub."""
+_PATIENCE = 0.05
+"""The pause is this share of the time since the last order: work that takes long is
+asked for seldom, and never waits for more than a twentieth longer than it took."""
+
+log = logging.getLogger("fedct.site")
+
+Work = Callable[[Message, Context], Message]
+
+
+def serve(
+    folder: Path, fleet: Fleet, stop: threading.Event, work: Work = client_app
+) -> None:
+    """Take orders until `stop` is set.
+
+    Args:
+        folder: The site's folder.
+        fleet: The line to the hub, not yet activated.
+        stop: Set by a signal handler; the order at hand is finished first.
+        work: Turns an order into an answer; never raises.
+
+    Raises:
+        JoinError: The hub refuses this site.
+        TransportError: The hub was out of reach for too long.
+    """
+    node_id = fleet.activate(_left_over(folder))
+    write_private(folder / NODE_FILE, json.dumps(_here(folder, node_id)).encode())
+    log.info("site joined the hub as node %d", node_id)
+    last = time.monotonic()
+    while not stop.is_set():
+        message = fleet.pull()
+        if message is None:
+            idle_s = time.monotonic() - last
+            stop.wait(min(max(_PATIENCE * idle_s, _QUICKEST_S), _SLOWEST_S))
+            continue
+        began = time.monotonic()
+        answer = work(message, _context(folder, message, node_id))
+        last = time.monotonic()
+        with suppress(RunEndedError):
+            fleet.push(answer, last - began)
+    (folder / NODE_FILE).unlink(missing_ok=True)  # left in order
+
+
+def _context(folder: Path, message: Message, node_id: int) -> Context:
+    return Context(
+        run_id=message.metadata.run_id,
+        node_id=node_id,
+        node_config={SITE_FOLDER_KEY: str(folder)},
+        state=RecordDict(),
+        run_config={},
+    )
+
+
+def _here(folder: Path, node_id: int) -> dict[str, object]:
+    """The node's place, and this folder on this machine, which a copy is not."""
+    machine = ""
+    with suppress(OSError):
+        machine = Path("/etc/machine-id").read_text().strip()
+    status = folder.stat()
+    return {
+        "node_id": node_id,
+        "machine": machine,
+        "device": status.st_dev,
+        "inode": status.st_ino,
+    }
+
+
+def _left_over(folder: Path) -> int | None:
+    """The node id of a process of this very folder that did not leave in order."""
+    try:
+        said = json.loads((folder / NODE_FILE).read_text())
+        node_id = int(said["node_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return node_id if said == _here(folder, node_id) else None

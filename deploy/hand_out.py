@@ -1,0 +1,123 @@
+"""What a run leaves: the model as a package, and the record behind the report."""
+
+import json
+import logging
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.package import PackageFacts, save_package
+from common.parameters import to_state
+from common.plan import Plan
+from common.plan_file import plan_toml
+from common.tasks.catalog import task_of
+from deploy.run_folder import Start, best_model, now, read_arm_record
+from deploy.versions import versions
+from server.app import ROSTERS_FILE
+from server.federation import first_model
+from server.record import ArmRecord, Picture, RunRecord, SiteRecord
+from server.report import write_report
+
+log = logging.getLogger("fedct.run")
+
+
+def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
+    """Write the best federated model as a package, where there is a global model.
+
+    Args:
+        folder: The run folder.
+        plan: Its plan.
+        record: Of the federated arm.
+    """
+    if not plan.has_global_model:
+        why = "with fedbn each site keeps norm layers of its own; no model/ is written"
+        log.warning("no global model", extra={"why": why})
+        return
+    network, layout = first_model(plan)
+    monitor = task_of(plan).monitor
+    best = record.rounds[record.best_round - 1]
+    facts = PackageFacts(
+        round=record.best_round,
+        monitor=monitor,
+        monitor_value=best.validation_mean.get(monitor),
+        sites=len(best.sites),
+        versions=versions(),
+    )
+    state = to_state(layout, best_model(folder), network)
+    save_package(folder / "model", plan, state, facts=facts)
+
+
+def run_record(
+    plan: Plan,
+    start: Start,
+    *,
+    engine: str,
+    sites: list[SiteRecord],
+    arms: Sequence[ArmRecord],
+    device: str,
+    intake_s: float = 0.0,
+    pictures: Sequence[Picture] = (),
+) -> RunRecord:
+    """The content of `report.json`.
+
+    Args:
+        plan: The plan.
+        start: When and how the run began.
+        engine: What carried the messages.
+        sites: The hospitals, as the report may show them.
+        arms: Federated first.
+        device: What trained.
+        intake_s: Wall time of intake, where it is known.
+        pictures: Of public cases.
+    """
+    task = task_of(plan)
+    return RunRecord(
+        name=plan.plan.name,
+        description=plan.plan.description,
+        task=plan.task.kind,
+        monitor=task.monitor,
+        class_names=list(task.class_names),
+        plan_digest=plan.digest,
+        plan_toml=plan_toml(plan, with_simulation=False),
+        engine=engine,
+        started=start.at,
+        finished=now(),
+        seconds=intake_s + sum(arm.seconds for arm in arms),
+        intake_s=intake_s,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        parameters=first_model(plan)[1].size,
+        sites=sites,
+        arms=list(arms),
+        pictures=list(pictures),
+        versions=versions(),
+        device=device,
+    )
+
+
+def hand_out_run(folder: Path, plan: Plan, start: Start) -> RunRecord:
+    """Write model and report of a real federation's run that has ended."""
+    arm = read_arm_record(folder)
+    rosters = json.loads((folder / ROSTERS_FILE).read_text())
+    sites = [
+        SiteRecord(
+            name=name,
+            accepted=roster["accepted"],
+            found=roster["found"],
+            codes={},  # stay at the hospital
+            train=roster["train"],
+            validation=roster["validation"],
+            test=roster["test"],
+        )
+        for name, roster in sorted(rosters.items())
+    ]
+    hand_out_model(folder, plan, arm)
+    record = run_record(
+        plan,
+        start,
+        engine="deployment",
+        sites=sites,
+        arms=[arm],
+        device="each hospital's own",
+    )
+    write_report(record, folder)
+    return record

@@ -1,0 +1,123 @@
+"""The hub's runner: executes the runs that were asked for, one after another.
+
+It is started by `fedct server start` and may be killed at any instant: what a run is
+and how far it came stands in its folder (`deploy.hub_runs`, `server.journal`), so the
+next runner goes on with it, to the bit.
+"""
+
+import logging
+import signal
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import httpx
+import torch
+
+from common.errors import EngineError, FedctError, StoppedError
+from common.plan_file import load_plan
+from deploy.hand_out import hand_out_run
+from deploy.hub_runs import (
+    ARM,
+    fail_run,
+    is_stopped,
+    next_run,
+    note_waiting,
+    read_request,
+)
+from deploy.run_folder import PLAN_FILE, begin, finished_record, held, torch_threads
+from server.app import execute as run_arm_of
+from server.hub import CA_CERTIFICATE, SECRET, read_hub_file
+from server.hub_grid import HubGrid
+from server.members import Members
+from server.superlink import SuperLinkAddress, SuperLinkLine
+
+RUNS = "runs"
+
+log = logging.getLogger("fedct.hub")
+
+
+def run_hub(folder: Path, stop: threading.Event) -> None:
+    """Execute runs until `stop` is set.
+
+    Args:
+        folder: The hub's folder.
+        stop: Set by a signal handler; the run at hand is left as it stands.
+    """
+    line = _line_of(folder)
+    while not line.is_up():
+        if stop.wait(0.2):
+            return
+    line.close_channels()
+    members = Members(folder, line)
+    threading.Thread(
+        target=members.keep, args=(stop,), name="register", daemon=True
+    ).start()
+    while not stop.is_set():
+        run = next_run(folder / RUNS)
+        if run is None:
+            stop.wait(0.5)
+            continue
+        try:
+            execute(run, line, members, stop)
+        except StoppedError:
+            log.info("run %s left", run.name)
+        except (EngineError, httpx.HTTPError) as error:
+            log.warning("run %s waits for the SuperLink: %s", run.name, error)
+            stop.wait(2.0)
+        except (FedctError, OSError) as error:
+            log.error("run %s failed: %s", run.name, error)
+            fail_run(run, str(error))
+
+
+def execute(
+    folder: Path, line: SuperLinkLine, members: Members, stop: threading.Event
+) -> None:
+    """Run or go on with one run, and hand out what it made.
+
+    Raises:
+        StoppedError: The coordinator stopped the run, or the hub stops.
+    """
+    plan = load_plan(folder / PLAN_FILE)
+    sites = read_request(folder).sites
+
+    def stopped() -> bool:
+        return stop.is_set() or is_stopped(folder)
+
+    log.info("run %s begins, plan %s", folder.name, plan.digest[:12])
+    with held(folder, plan, resume=True):
+        start = begin(folder, torch.get_num_threads(), ())
+        with torch_threads(start.threads):
+            if finished_record(folder) is None:
+                members.compare()
+                with line.channel() as channel:
+                    grid = HubGrid(channel, lambda: members.of(sites), stopped)
+                    keys, told = members.keys(sites), partial(note_waiting, folder)
+                    run_arm_of(grid, folder, ARM, keys, told)
+            hand_out_run(folder, plan, start)
+    log.info("run %s finished", folder.name)
+
+
+def _line_of(folder: Path) -> SuperLinkLine:
+    settings = read_hub_file(folder)
+    secret = (folder / SECRET).read_bytes()
+    return SuperLinkLine(
+        SuperLinkAddress(settings.superlink_port, folder / CA_CERTIFICATE, secret)
+    )
+
+
+def main() -> None:
+    """What the supervisor runs: `python -m deploy.runner HUB`."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run_hub(Path(sys.argv[1]), stop)
+
+
+if __name__ == "__main__":
+    main()
