@@ -17,7 +17,6 @@ from client.intake.digest import case_digest
 from client.intake.geometry import (
     check_attributes,
     check_spacing,
-    refusal,
     series_grid,
 )
 from client.intake.group import Group, Grouped, group_files
@@ -26,7 +25,7 @@ from client.intake.pool import DecodeLimits, DecoderPool, Lost
 from client.intake.scan import scan_folder
 from client.intake.series import DicomIndex, DicomSeries, LabelReader
 from client.intake.values import check_pixels
-from client.intake.verdict import Code, Finding, SeriesVerdict
+from client.intake.verdict import Code, Finding, SeriesVerdict, refusal
 from client.intake.volume_case import Settled
 from client.intake.voxels import decode_series, judge_voxels
 from common.case import IntakeCase, Segment

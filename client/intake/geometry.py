@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from client.intake.header import SliceHeader
-from client.intake.verdict import Code, Finding
+from client.intake.verdict import Code, Finding, note, refusal
 from common.volume import Grid
 
 MIN_SLICES = 3
@@ -104,11 +104,10 @@ def check_spacing(planes: Planes) -> tuple[Finding, ...]:
     spacing = float(gaps.mean())
     if any(abs(abs(tag) - spacing) > _tolerance(spacing) for tag in tags):
         found.append(
-            Finding(
+            note(
                 Code.SPACING_TAG_STALE,
                 f"SpacingBetweenSlices differs from the {spacing:.4g} mm between the "
                 "slice positions; the positions were used",
-                refuses=False,
             )
         )
     return tuple(found)
@@ -133,16 +132,6 @@ def series_grid(planes: Planes) -> Grid:
     affine[:3, 2] = along_w * first.pixel_spacing_mm[1]
     affine[:3, 3] = positions[0]
     return Grid((len(planes), first.pixels.rows, first.pixels.columns), affine)
-
-
-def refusal(code: Code, sentence: str) -> Finding:
-    """A finding that refuses the series."""
-    return Finding(code, sentence, refuses=True)
-
-
-def note(code: Code, sentence: str) -> Finding:
-    """A finding that does not refuse the series."""
-    return Finding(code, sentence, refuses=False)
 
 
 def _axes(planes: Sequence[SliceHeader]) -> Float64[np.ndarray, "3 3"] | None:

@@ -19,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.intake.geometry import note, refusal, sort_planes
+from client.intake.geometry import sort_planes
 from client.intake.header import FileHead, SliceHeader
 from client.intake.scan import Scan, missing_entries, printable
-from client.intake.series import DicomIndex, DicomSeries, LabelObject
-from client.intake.verdict import Code, Finding, SeriesVerdict
+from client.intake.series import DicomIndex, DicomSeries, LabelObject, names_series
+from client.intake.verdict import Code, Finding, SeriesVerdict, note, refusal
 
 CT_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.2",
@@ -265,10 +265,8 @@ def _label_object(path: Path, head: FileHead, root: Path) -> LabelObject:
 
 
 def _has_image(label: LabelObject, series: Sequence[DicomSeries]) -> bool:
-    images = set(label.referenced_sop_uids)
     return any(
-        (one.series_uid is not None and one.series_uid == label.referenced_series_uid)
-        or not images.isdisjoint(one.sop_instance_uids)
+        names_series(label, one)
         or (
             one.frame_of_reference_uid is not None
             and one.frame_of_reference_uid == label.frame_of_reference_uid

@@ -73,6 +73,18 @@ class DicomIndex:
     that are no DICOM, links and special files."""
 
 
+def names_series(label: LabelObject, series: DicomSeries) -> bool:
+    """Whether a label says itself that it was drawn on the series."""
+    if label.referenced_series_uid and series.series_uid:
+        return label.referenced_series_uid == series.series_uid
+    return not set(label.referenced_sop_uids).isdisjoint(images_of(series))
+
+
+def images_of(series: DicomSeries) -> set[str]:
+    """SOPInstanceUIDs of the images of a series that have one."""
+    return {uid for uid in series.sop_instance_uids if uid}
+
+
 LabelReader = Callable[
     [DicomSeries, Grid, DicomIndex], tuple[tuple[Segment, ...], tuple[Finding, ...]]
 ]

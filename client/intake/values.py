@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Num
 
 from client.intake.decode import AIR_HU, HIGHEST_HU, LOWEST_HU, PlaneFacts
-from client.intake.geometry import Planes, note, refusal
+from client.intake.geometry import Planes
 from client.intake.header import PixelFormat
 from client.intake.pool import DecodeLimits
-from client.intake.verdict import Code, Finding
+from client.intake.verdict import Code, Finding, note, refusal
 
 BELOW_SHARE = 0.005
 """Noise and ringing at metal go below -1100 HU; more than this share is no noise."""

@@ -93,6 +93,16 @@ class Finding:
     """Whether this alone refuses the series."""
 
 
+def refusal(code: Code, sentence: str) -> Finding:
+    """A finding that refuses the series."""
+    return Finding(code, sentence, refuses=True)
+
+
+def note(code: Code, sentence: str) -> Finding:
+    """A finding that does not refuse the series."""
+    return Finding(code, sentence, refuses=False)
+
+
 @dataclass(frozen=True)
 class SeriesVerdict:
     """One row of the verdict table; local, never sent."""

@@ -14,7 +14,7 @@ from jaxtyping import Num
 from pydantic import TypeAdapter, ValidationError
 
 from client.intake.decode import AIR_HU, PlaneFacts, PlaneTask, plane_digest
-from client.intake.geometry import Planes, note, refusal
+from client.intake.geometry import Planes
 from client.intake.pool import DecoderPool, Lost, shared_memory
 from client.intake.values import (
     check_facts,
@@ -22,7 +22,7 @@ from client.intake.values import (
     plausible,
     undeclared_padding,
 )
-from client.intake.verdict import Code, Finding
+from client.intake.verdict import Code, Finding, note, refusal
 from common.volume import Grid
 
 _FACTS = TypeAdapter(PlaneFacts)

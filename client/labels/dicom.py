@@ -8,7 +8,13 @@ is noted. Geometry is checked in every case: a wrong guess is refused, not train
 import filecmp
 from collections.abc import Iterable
 
-from client.intake.series import DicomIndex, DicomSeries, LabelObject
+from client.intake.series import (
+    DicomIndex,
+    DicomSeries,
+    LabelObject,
+    images_of,
+    names_series,
+)
 from client.intake.verdict import Code, Finding
 from client.labels.refusal import overlap_voxels
 from client.labels.rtstruct import read_rtstruct
@@ -33,7 +39,7 @@ def labels_for_series(series: DicomSeries, grid: Grid, index: DicomIndex) -> Lab
         Segments of all objects, in the order of their paths, and all findings. A label
         that refuses takes every segment with it.
     """
-    own = [o for o in index.label_objects if _names(o, series)]
+    own = [o for o in index.label_objects if names_series(o, series)]
     findings: list[Finding] = []
     if not own:
         own, findings = _by_frame_of_reference(series, index)
@@ -51,17 +57,6 @@ def labels_for_series(series: DicomSeries, grid: Grid, index: DicomIndex) -> Lab
     return tuple(segments), (*findings, *_overlap_across(own, segments, findings))
 
 
-def _names(label: LabelObject, series: DicomSeries) -> bool:
-    """Whether a label says itself that it was drawn on the series."""
-    if label.referenced_series_uid and series.series_uid:
-        return label.referenced_series_uid == series.series_uid
-    return not set(label.referenced_sop_uids).isdisjoint(_uids(series))
-
-
-def _uids(series: DicomSeries) -> set[str]:
-    return {uid for uid in series.sop_instance_uids if uid}
-
-
 def _by_frame_of_reference(
     series: DicomSeries, index: DicomIndex
 ) -> tuple[list[LabelObject], list[Finding]]:
@@ -74,7 +69,7 @@ def _by_frame_of_reference(
         label
         for label in index.label_objects
         if label.patient == series.slices[0].patient
-        and not any(_names(label, other) for other in index.series)
+        and not any(names_series(label, other) for other in index.series)
     ]
     here = [
         label
@@ -145,7 +140,12 @@ def _conflict(label: LabelObject, series: DicomSeries) -> list[Finding]:
     """Refuses a label that names the series, but none of the images that it has."""
     named = set(label.referenced_sop_uids)
     same_series = label.referenced_series_uid == series.series_uid is not None
-    if not same_series or not named or not _uids(series) or named & _uids(series):
+    if (
+        not same_series
+        or not named
+        or not images_of(series)
+        or named & images_of(series)
+    ):
         return []
     return [
         Finding(
