@@ -1,12 +1,15 @@
 import os
+import re
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from client.intake import codec, container, decode, parse, pool, worker
 from client.intake.container import (
     HEAD_BYTES,
     FileProblemError,
@@ -15,6 +18,7 @@ from client.intake.container import (
     read_container,
 )
 from client.intake.parse import read_head
+from client.intake.verdict import Code
 
 
 def _problem(path) -> str:
@@ -104,3 +108,14 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path, write_series):
         with suppress(FileProblemError):
             head = read_head(path)
             assert head.planes or head.directory is not None
+
+
+def test_every_problem_that_decoders_name_is_a_verdict_code():
+    """They name it as text, to start without the modules that verdicts need."""
+    named: set[str] = set()
+    for module in (codec, container, decode, parse, pool, worker):
+        text = Path(module.__file__).read_text()
+        named |= set(re.findall(r'FileProblemError\("(\w+)"\)', text))
+        named |= set(re.findall(r'"problem":\s+"(\w+)"', text))
+    assert {"UNREADABLE", "DECODE_LIMIT", "PIXEL_FORMAT"} <= named
+    assert named <= set(Code)
