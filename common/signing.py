@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -148,7 +148,7 @@ def _statement(answer: Answer, asked: Asked) -> bytes:
             "protocol": PROTOCOL,
             "kind": type(answer).__name__,
             "content": digest_of_answer(answer),
-            **asdict(asked),
+            **vars(asked),
         }
     )
 

@@ -11,7 +11,7 @@ pass. Records are therefore taken out by key, and freed with their last referenc
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,7 +44,7 @@ def to_record(message: Order | Answer, seal: Seal | None = None) -> RecordDict:
     """
     record = to_records({"": message})[""]
     if seal is not None:
-        facts = {"signature": seal.signature, "key": seal.key, **asdict(seal.asked)}
+        facts = {"signature": seal.signature, "key": seal.key, **vars(seal.asked)}
         record[_SEAL] = ConfigRecord(_set(facts))
     return record
 
