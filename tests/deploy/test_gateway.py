@@ -390,6 +390,26 @@ def test_a_hospital_behind_a_proxy_reaches_the_hub_and_the_proxy_reads_nothing(c
         assert ECHO.encode() not in proxy.carried
 
 
+def test_nobody_takes_all_there_is_and_flower_tries_again_after_the_answer(fresh):
+    fresh.hub = replace(fresh.hub, connections_per_site=2)
+    south = fresh.authority.issue("south")
+    chain = SimpleNamespace(f=fresh)
+    head = b"POST %s HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n" % ECHO.encode()
+    with echo(fresh.loopback, fresh.superlink_port), running(fresh.hub):
+        with contextlib.ExitStack() as lines:
+            for _ in range(2):  # each with half a request
+                line = lines.enter_context(tls_line(chain, fresh.north))
+                line.sendall(head)
+            until(lambda: ask(chain, fresh.north).status_code == 503)
+            assert ask(chain, south).status_code == 200
+        until(lambda: ask(chain, fresh.north).status_code == 200)
+        with fresh.client(fresh.hub.port) as client:
+            answers = [client.get("/health").status_code for _ in range(60)]
+            assert client.get("/x", headers={"x": "y" * 9000}).status_code == 400
+    assert set(answers) == {200, 503}
+    assert answers[:20] == [200] * 20
+
+
 # --- processes --------------------------------------------------------------------
 
 
