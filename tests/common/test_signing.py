@@ -132,10 +132,26 @@ def test_a_change_to_one_field_changes_the_canonical_bytes(answer, data):
             Judgement("s", 1, "test", {"a": np.ones(2), "b": np.ones(1)}),
             Judgement("s", 1, "test", {"a": np.ones(1), "b": np.ones(2)}),
         ),
+        (
+            Judgement("s", 1, "test", {"a": np.ones(1)}),
+            Judgement("s", 1, "test", {"b": np.ones(1)}),
+        ),
     ],
 )
 def test_nothing_runs_over_into_its_neighbour(one, other):
     assert as_bytes(one) != as_bytes(other)
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_vector_can_t_pass_for_two_by_holding_what_stands_between_them(lengths):
+    one, name = np.ones(1), "b" * 6  # so that what is between is whole float64
+    size = (6).to_bytes(8, "little") if lengths else b""
+    nbytes = (8).to_bytes(8, "little") if lengths else b""
+    between = b"s" + size + name.encode() + b"g" + nbytes
+    both = np.concatenate([one, np.frombuffer(between), one])
+    two = Judgement("s", 1, "test", {"a": one, name: one})
+    assert (between in as_bytes(two)) == lengths
+    assert as_bytes(two) != as_bytes(Judgement("s", 1, "test", {"a": both}))
 
 
 def test_vectors_are_handed_to_the_hash_where_they_lie():
