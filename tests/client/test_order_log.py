@@ -98,6 +98,25 @@ def test_a_line_cut_by_a_power_failure_is_replaced_and_counted(log, cut):
     assert read_orders(log).broken is None
 
 
+def test_a_long_torn_line_leaves_nothing_behind_a_short_one(log):
+    record_order(log, served(6, run="r" * 64, bytes_in=10**15))
+    (log / ORDERS).write_bytes((log / ORDERS).read_bytes()[:-1])
+    record_order(log, served(6, run="r", sha256=None))
+    found = read_orders(log)
+    assert (len(found.lines), found.broken) == (6, None)
+    assert (log / ORDERS).read_bytes().endswith(b"}\n")
+
+
+def test_a_line_that_was_sealed_anew_does_not_fit_the_next(log):
+    kept = lines(log)
+    line = {**json.loads(kept[1]), "bytes_out": 1, "hash": ""}
+    text = json.dumps(line, separators=(",", ":"))
+    line["hash"] = hashlib.sha256(text.encode()).hexdigest()
+    kept[1] = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+    (log / ORDERS).write_bytes(b"".join(kept))
+    assert read_orders(log).broken == "line 3 does not follow the one before"
+
+
 def test_after_a_broken_last_line_nothing_is_served(log):
     whole = (log / ORDERS).read_bytes()
     (log / ORDERS).write_bytes(whole.replace(b'"bytes_out":4005', b'"bytes_out":4'))

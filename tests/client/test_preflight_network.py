@@ -101,6 +101,13 @@ def test_a_certificate_for_another_name_fails(authority):
     assert "not for localhost" in rows["hub's certificate"].found
 
 
+def test_the_hub_is_known_by_its_name_and_not_by_where_it_is_reached(authority):
+    with hub(authority.file, authority.issue("hub", hosts=("hub.example",))) as port:
+        rows = table(line(authority, port, tls_name="hub.example"))
+    assert verdicts(rows) == "PPPPPPP", rows
+    assert rows["hub's certificate"].found.startswith("of hub.example, signed")
+
+
 def test_a_certificate_that_ends_soon_is_a_warning(authority):
     with hub(authority.file, authority.issue("localhost", days=3)) as port:
         rows = table(line(authority, port))
