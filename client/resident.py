@@ -11,18 +11,33 @@ an order says from which state it starts (`client.state`).
 
 import json
 import logging
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from flwr.app import Context, Message, RecordDict
 
+from client.activity import work_of
 from client.app import SITE_FOLDER_KEY
 from client.app import app as client_app
-from client.fleet import Fleet, RunEndedError
+from client.control import serve_control
+from client.desk_control import DeskControl
+from client.fleet import Fleet, HubAddress, RunEndedError
 from client.private_files import write_private
+from client.site_file import (
+    AUTHORITY,
+    NODE_KEY,
+    SITE_CERTIFICATE,
+    TLS_KEY,
+    read_site_file,
+)
+from common.errors import FedctError
+from common.keys import read_ec_key
 
 NODE_FILE = "node.json"
 """Which place at the hub this site's last process had, and where it ran."""
@@ -55,6 +70,7 @@ def serve(
     node_id = fleet.activate(_left_over(folder))
     write_private(folder / NODE_FILE, json.dumps(_here(folder, node_id)).encode())
     log.info("site joined the hub as node %d", node_id)
+    work_of(folder).ready()
     last = time.monotonic()
     while not stop.is_set():
         message = fleet.pull()
@@ -102,3 +118,48 @@ def _left_over(folder: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return node_id if said == _here(folder, node_id) else None
+
+
+def open_line(folder: Path, stop: threading.Event) -> Fleet:
+    """The line to the hub that a site's folder describes.
+
+    Raises:
+        JoinError: The folder is no site's, or lacks a key or certificate.
+    """
+    settings = read_site_file(folder)
+    hub = HubAddress(
+        host=settings.hub.host,
+        port=settings.hub.port,
+        ca_file=folder / AUTHORITY,
+        certificate_file=folder / SITE_CERTIFICATE,
+        key_file=folder / TLS_KEY,
+        proxy=settings.network.proxy,
+    )
+    return Fleet(hub, read_ec_key(folder / NODE_KEY), log.warning, stop)
+
+
+def main() -> None:
+    """What the supervisor runs: `python -m client.resident SITE`."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    folder, stop = Path(sys.argv[1]), threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        threads = read_site_file(folder).threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with (
+            serve_control(folder, DeskControl(folder)),
+            open_line(folder, stop) as line,
+        ):
+            serve(folder, line, stop)
+    except FedctError as error:
+        log.error("%s", error)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

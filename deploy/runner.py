@@ -45,7 +45,7 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
         folder: The hub's folder.
         stop: Set by a signal handler; the run at hand is left as it stands.
     """
-    line = _line_of(folder)
+    line = line_of(folder)
     while not line.is_up():
         if stop.wait(0.2):
             return
@@ -99,7 +99,8 @@ def execute(
     log.info("run %s finished", folder.name)
 
 
-def _line_of(folder: Path) -> SuperLinkLine:
+def line_of(folder: Path) -> SuperLinkLine:
+    """The line to the SuperLink of a hub's folder."""
     settings = read_hub_file(folder)
     secret = (folder / SECRET).read_bytes()
     return SuperLinkLine(

@@ -1,0 +1,209 @@
+"""The verbs by which a hub and a hospital's client are started, and runs are made."""
+
+import signal
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli_options import Format, FormatOption
+
+if TYPE_CHECKING:
+    from deploy.hub_runs import RunState
+
+run_app = typer.Typer()
+start_app = typer.Typer()
+
+HubArgument = Annotated[Path, typer.Argument(help="The hub's folder.")]
+RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
+
+
+@run_app.command("start")
+def server_start(hub: HubArgument) -> None:
+    """Run the hub in the foreground: SuperLink, runner, nginx on the one public port.
+
+    A run that the hub was killed in goes on by itself, exactly where it was.
+
+    Example: `fedct server start hub`
+    """
+    from deploy.start import start_hub
+
+    start_hub(hub, _stopper(), _tell)
+
+
+@start_app.command("start")
+def client_start(
+    site: Annotated[Path, typer.Argument(help="The hospital's folder.")],
+) -> None:
+    """Run the hospital's service in the foreground, started again if it ends.
+
+    Example: `fedct client start site`
+    """
+    from deploy.start import start_client
+
+    start_client(site, _stopper(), _tell)
+
+
+@run_app.command("run")
+def server_run(
+    hub: HubArgument,
+    plan: Annotated[Path, typer.Argument(help="The plan, a TOML file.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run. [default: that of the plan]")
+    ] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated. [default: every enrolled site]"),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option(help="Show how it goes on; Ctrl-C leaves it running.")
+    ] = True,
+) -> None:
+    """Ask for a run; it starts when its turn comes and enough sites are in.
+
+    Example: `fedct server run hub lung.toml --sites charite,ukb`
+    """
+    from deploy.hub_runs import submit
+    from deploy.runner import RUNS
+
+    chosen = _chosen_sites(hub, sites)
+    folder = submit(hub / RUNS, plan, name or plan.stem, chosen)
+    typer.echo(f"run {folder.name} asked for with {', '.join(chosen)}")
+    if follow:
+        _follow(folder)
+
+
+@run_app.command("follow")
+def server_follow(hub: HubArgument, run: RunArgument) -> None:
+    """Show how a run goes on until it ends; Ctrl-C leaves it running.
+
+    Example: `fedct server follow hub lung`
+    """
+    _follow(_run_folder(hub, run))
+
+
+@run_app.command("stop")
+def server_stop(hub: HubArgument, run: RunArgument) -> None:
+    """Stop a run after its last finished round; `resume` goes on with it.
+
+    Example: `fedct server stop hub lung`
+    """
+    from deploy.hub_runs import stop_run
+
+    stop_run(_run_folder(hub, run))
+    typer.echo(f"run {run} is being stopped; its finished rounds are kept")
+
+
+@run_app.command("resume")
+def server_resume(
+    hub: HubArgument,
+    run: RunArgument,
+    follow: Annotated[
+        bool, typer.Option(help="Show how it goes on; Ctrl-C leaves it running.")
+    ] = True,
+) -> None:
+    """Go on with a run that was stopped or failed, exactly where it was.
+
+    Example: `fedct server resume hub lung`
+    """
+    from deploy.hub_runs import resume_run
+
+    folder = _run_folder(hub, run)
+    resume_run(folder)
+    typer.echo(f"run {run} goes on")
+    if follow:
+        _follow(folder)
+
+
+@run_app.command("status")
+def server_status(hub: HubArgument, output_format: FormatOption = Format.TEXT) -> None:
+    """Say which processes, sites and runs there are; exit with 54 if the hub is down.
+
+    Example: `fedct server status hub --format json`
+    """
+    from common.errors import SupervisorError
+    from deploy.hub_status import hub_status, print_hub_status
+
+    status = hub_status(hub)
+    if output_format is Format.JSON:
+        typer.echo(status.model_dump_json(indent=1))
+    else:
+        print_hub_status(status)
+    if not status.running:
+        raise SupervisorError("hub is not running; start it with `fedct server start`")
+
+
+def _chosen_sites(hub: Path, text: str | None) -> tuple[str, ...]:
+    """The enrolled sites that were named, or all."""
+    from common.errors import UsageError
+    from server.hub import read_hub_file
+    from server.register import sites
+
+    read_hub_file(hub)
+    now = datetime.now(UTC)
+    active = [row.name for row in sites(hub, now) if row.status == "active"]
+    if text is None:
+        return tuple(active)
+    named = tuple(sorted({part.strip() for part in text.split(",") if part.strip()}))
+    if unknown := [name for name in named if name not in active]:
+        raise UsageError(
+            f"run got sites {', '.join(unknown)}, expected enrolled ones with a valid "
+            f"certificate ({', '.join(active) or 'none yet'}); see `fedct server sites`"
+        )
+    return named
+
+
+def _run_folder(hub: Path, run: str) -> Path:
+    from deploy.runner import RUNS
+
+    return hub / RUNS / Path(run).name
+
+
+def _follow(folder: Path) -> None:
+    """Say each change of a run, until it ends."""
+    from common.errors import RunError
+    from deploy.hub_runs import read_run
+
+    said = ""
+    try:
+        while True:
+            state = read_run(folder)
+            line = _line(state)
+            if line != said:
+                typer.echo(line, err=True)
+                said = line
+            if state.state == "finished":
+                typer.echo(f"report  {folder / 'report.html'}")
+                typer.echo(f"model   {folder / 'model'}")
+                return
+            if state.state == "failed":
+                raise RunError(f"run {state.name!r} failed: {state.why}")
+            if state.state == "stopped":
+                return
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        typer.echo(f"run {folder.name} goes on at the hub", err=True)
+
+
+def _line(state: "RunState") -> str:
+    text = f"{state.name}: {state.state}, {state.rounds_done} of {state.rounds} rounds"
+    for who, why in state.waiting.items():
+        text += f"\n  waiting for {who}: {why}"
+    return text
+
+
+def _stopper() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _tell(sentence: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {sentence}\n")
+    sys.stderr.flush()

@@ -1,0 +1,120 @@
+"""What `fedct server status` shows: processes, sites, runs."""
+
+import datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from deploy.hub_runs import RunState, list_runs
+from deploy.runner import RUNS, line_of
+from deploy.start import is_running
+from deploy.supervisor import read_processes
+from server.hub import read_hub_file
+from server.register import read_register
+from server.superlink import node_key_bytes
+
+
+class ProcessRow(BaseModel):
+    """One program of the hub."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str
+    """Its name."""
+    running: bool
+    """Whether it lives now."""
+    pid: int | None
+    """Its process."""
+    restarts: int
+    """How often it was started again."""
+
+
+class SiteRow(BaseModel):
+    """One hospital."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Its name."""
+    certificate: str
+    """active, expired or revoked."""
+    not_after: str
+    """Until when that holds, ISO 8601."""
+    online: bool
+    """Whether its service is connected."""
+
+
+class HubStatus(BaseModel):
+    """The whole picture."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str
+    """Where hospitals reach the hub."""
+    running: bool
+    """Whether the hub is up."""
+    processes: list[ProcessRow]
+    sites: list[SiteRow]
+    runs: list[RunState]
+
+
+def hub_status(folder: Path) -> HubStatus:
+    """Look at a hub's folder, and at its SuperLink if that answers.
+
+    Raises:
+        JoinError: The folder is no hub's.
+    """
+    settings = read_hub_file(folder)
+    running = is_running(folder)
+    now = datetime.datetime.now(datetime.UTC)
+    line = line_of(folder)
+    nodes = line.nodes() if running and line.is_up() else {}
+    sites = [
+        SiteRow(
+            name=name,
+            certificate=entry.status(now),
+            not_after=entry.not_after.isoformat(timespec="seconds"),
+            online=nodes.get(node_key_bytes(entry.node_key), (0, False))[1],
+        )
+        for name, entry in read_register(folder).latest().items()
+    ]
+    return HubStatus(
+        address=settings.address,
+        running=running,
+        processes=[ProcessRow.model_validate(row) for row in read_processes(folder)],
+        sites=sites,
+        runs=list_runs(folder / RUNS),
+    )
+
+
+def print_hub_status(status: HubStatus) -> None:
+    """Three small tables."""
+    console = Console()
+    console.print(f"hub {status.address}: {'up' if status.running else 'down'}")
+    processes = Table("process", "running", "restarts")
+    for process in status.processes:
+        processes.add_row(
+            process.name, "yes" if process.running else "no", str(process.restarts)
+        )
+    sites = Table("site", "certificate", "until", "online")
+    for site in status.sites:
+        online = "yes" if site.online else "no"
+        sites.add_row(site.name, site.certificate, site.not_after[:10], online)
+    runs = Table("run", "state", "rounds", "sites")
+    for run in status.runs:
+        rounds = f"{run.rounds_done}/{run.rounds}"
+        runs.add_row(run.name, run.state, rounds, ", ".join(run.sites))
+    for table, rows in (
+        (processes, status.processes),
+        (sites, status.sites),
+        (runs, status.runs),
+    ):
+        if rows:
+            console.print(table)
+    for run in status.runs:
+        for who, why in run.waiting.items():
+            console.print(f"{run.name} waits for {who}: {why}")
+        if run.why:
+            console.print(f"{run.name} failed: {run.why}")

@@ -1,0 +1,166 @@
+"""What runs at a hub and at a hospital, and how each is started.
+
+    hub        SuperLink on loopback  ->  runner  ->  nginx on the public port
+    hospital   the resident site service, and nothing else
+
+Both are supervisors in the foreground (`deploy.supervisor`), alone in their folder.
+"""
+
+import datetime
+import fcntl
+import os
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from client.private_files import FILE_MODE
+from client.site_file import SITE_CERTIFICATE, read_site_file
+from common.errors import JoinError, SupervisorError
+from deploy.gateway import HubGateway, install, watched
+from deploy.nginx_run import command
+from deploy.supervisor import Program, Tell, supervise
+from server.hub import (
+    CA_CERTIFICATE,
+    CA_CRL,
+    HUB_CERTIFICATE,
+    HUB_KEY,
+    LOOPBACK_CERTIFICATE,
+    LOOPBACK_KEY,
+    SECRET,
+    HubFile,
+    open_hub,
+    read_hub_file,
+)
+from server.revocation import refresh_crl
+
+LOCK_FILE = "start.lock"
+_FLOWER = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "NO_PROXY": "127.0.0.1,localhost,::1",
+    "no_proxy": "127.0.0.1,localhost,::1",
+    "PYTHONSAFEPATH": "1",
+}
+"""For every process: no word to Flower's makers, no code from outside, and no proxy on
+the way to our own loopback ports."""
+
+
+def start_hub(folder: Path, stop: threading.Event, tell: Tell) -> None:
+    """Run a hub until `stop` is set.
+
+    Raises:
+        FedctError: It is no hub, is running already, or a program is missing.
+    """
+    settings = read_hub_file(folder)
+    with alone(folder, "hub"):
+        refresh_crl(open_hub(folder, _now()), _now())
+        gateway = HubGateway(
+            folder=(folder / "nginx").resolve(),
+            port=settings.port,
+            certificate=(folder / HUB_CERTIFICATE).resolve(),
+            key=(folder / HUB_KEY).resolve(),
+            ca=(folder / CA_CERTIFICATE).resolve(),
+            crl=(folder / CA_CRL).resolve(),
+            superlink_port=settings.superlink_port,
+            listen=(settings.listen,),
+        )
+        install(gateway)
+        nginx = Program(
+            "nginx", command(gateway.folder), _FLOWER, reload_on=watched(gateway)
+        )
+        programs = [_superlink(folder, settings), _runner(folder), nginx]
+        supervise(folder, programs, stop, tell)
+
+
+def start_client(folder: Path, stop: threading.Event, tell: Tell) -> None:
+    """Run a hospital's service until `stop` is set.
+
+    Raises:
+        FedctError: It is no site, has not joined, or is running already.
+    """
+    read_site_file(folder)
+    if not (folder / SITE_CERTIFICATE).exists():
+        raise JoinError(
+            "site has no certificate yet, expected one from the hub's join kit; run "
+            "`fedct client install`"
+        )
+    argv = (sys.executable, "-m", "client.resident", str(folder.resolve()))
+    with alone(folder, "site"):
+        supervise(folder, [Program("service", argv, _FLOWER)], stop, tell)
+
+
+@contextmanager
+def alone(folder: Path, who: str) -> Iterator[None]:
+    """Hold a folder for this supervisor; the kernel lets go when it ends.
+
+    Raises:
+        SupervisorError: Another one holds it.
+    """
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SupervisorError(
+                f"{who} is running in this folder already, expected to be the only "
+                f"one; see `fedct {'server' if who == 'hub' else 'client'} status`"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_running(folder: Path) -> bool:
+    """Whether a supervisor holds this folder."""
+    with suppress(OSError, SupervisorError), alone(folder, "site"):
+        return False
+    return True
+
+
+def _superlink(folder: Path, settings: HubFile) -> Program:
+    state = folder / "superlink"
+    port = settings.superlink_port
+    argv = (
+        _beside_python("flower-superlink"),
+        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--ssl-certfile", str(folder / LOOPBACK_CERTIFICATE)),
+        *("--ssl-keyfile", str(folder / LOOPBACK_KEY)),
+        *("--ssl-ca-certfile", str(folder / CA_CERTIFICATE)),
+        *("--database", str(state / "state.db")),
+        "--enable-supernode-auth",
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(folder / SECRET)),
+    )
+    env = {**_FLOWER, "FLWR_HOME": str(state.resolve())}
+    return Program("superlink", argv, env, is_ready=lambda: _listens(port))
+
+
+def _runner(folder: Path) -> Program:
+    argv = (sys.executable, "-m", "deploy.runner", str(folder.resolve()))
+    return Program("runner", argv, _FLOWER)
+
+
+def _beside_python(name: str) -> str:
+    """A command of the environment that this Python belongs to."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise SupervisorError(
+            f"hub finds no {name}, expected it beside Python; install FedCT again"
+        )
+    return found
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
