@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.private_files import FILE_MODE, FOLDER_MODE, write_private
 from common.errors import PolicyError, StoreError, UsageError
+from common.exchange import RUN_ID
 from common.plan import Plan
 from common.plan_file import load_plan, parse_plan, plan_toml
 
@@ -36,7 +37,6 @@ LARGEST_PLAN = 256 << 10
 SHORTEST_PREFIX = 8
 """Fewest digits of a digest by which a person may name a plan."""
 _DIGITS = re.compile(rf"[0-9a-f]{{{SHORTEST_PREFIX},64}}")
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 PlanState = Literal["waiting", "approved", "denied"]
 
@@ -125,7 +125,7 @@ def queue_plan(
         raise PolicyError(
             f"site was sent a plan of more than {LARGEST_PLAN} bytes, expected a plan"
         )
-    if not _RUN.fullmatch(run):
+    if not RUN_ID.fullmatch(run):
         raise PolicyError(
             "site was sent a plan by a run whose id is no plain name, expected up to "
             "64 letters, digits, dots, hyphens and underscores"

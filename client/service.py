@@ -31,9 +31,11 @@ from client.train import (
 from common.case import PreparedCase
 from common.errors import ContributionError
 from common.exchange import (
+    RUN_ID,
     Hello,
     Judgement,
     JudgeOrder,
+    Order,
     Part,
     Roster,
     TrainOrder,
@@ -42,7 +44,6 @@ from common.exchange import (
 from common.networks import build_network
 from common.parameters import (
     Layout,
-    digest_of,
     layout_of,
     load_vector,
     parts_of,
@@ -102,7 +103,7 @@ class SiteService:
 
     def hello(self, order: Hello) -> Roster:
         """Introduce the site, after checking that both sides mean one model."""
-        self._check(order.plan_digest)
+        self._check(order)
         if order.layout_digest != self._layout.digest:
             raise ContributionError(
                 f"site {self.name!r} got a model of another layout than its plan's; "
@@ -119,7 +120,7 @@ class SiteService:
 
     def train(self, order: TrainOrder, progress: Progress) -> Update:
         """Train one round from the order's model; remember the state after it."""
-        self._check(order.plan_digest)
+        self._check(order)
         self._check_model(order)
         plan, network = self._plan, self._network
         # A pooled site (rehearsals only) takes its members' steps, one after another.
@@ -179,7 +180,7 @@ class SiteService:
 
     def judge(self, order: JudgeOrder) -> Judgement:
         """Measure the order's model on this site's held-out cases."""
-        self._check(order.plan_digest)
+        self._check(order)
         self._check_model(order)
         load_vector(self._network, self._layout, order.model)
         _load_local(self._network, self._recall(order.run, order.state_round))
@@ -211,10 +212,15 @@ class SiteService:
             ]
         return self._opened[part]
 
-    def _check(self, plan_digest: str) -> None:
-        if plan_digest != self._plan.digest:
+    def _check(self, order: Order) -> None:
+        if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
             raise ContributionError(
-                f"site {self.name!r} got an order for plan {plan_digest[:12]}, "
+                f"site {self.name!r} got an order of a run whose id is no plain name, "
+                "expected up to 64 letters, digits, dots, hyphens and underscores"
+            )
+        if order.plan_digest != self._plan.digest:
+            raise ContributionError(
+                f"site {self.name!r} got an order for plan {order.plan_digest[:12]}, "
                 f"approved is {self._plan.digest[:12]}; nothing was done"
             )
 

@@ -12,6 +12,7 @@ first try did. Each order has a nonce of its own, which the answer's seal repeat
 only, but for the site's name and key.
 """
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What the id of a run may be; sites keep their memory of it under this name."""
 
 Part = Literal["validation", "test"]
 """Which held-out patients a model is judged on."""

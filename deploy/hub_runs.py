@@ -37,7 +37,8 @@ FAILED_FILE = "failed.json"
 WAITING_FILE = "waiting.json"
 REPORT_FILE = "report.json"
 ARM = "federated"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,46}")
+"""With 16 digits of the plan before it, it makes a run's id (`exchange.RUN_ID`)."""
 
 State = Literal["queued", "running", "stopped", "failed", "finished"]
 
@@ -92,7 +93,7 @@ def submit(runs: Path, plan_path: Path, name: str, sites: Sequence[str]) -> Path
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"run got the name {name!r}, expected lowercase letters, digits, dots and "
-            "hyphens, at most 63; choose another --name"
+            "hyphens, at most 47; choose another --name"
         )
     plan = load_plan(plan_path)
     check_fits(plan)

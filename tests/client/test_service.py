@@ -349,6 +349,14 @@ def test_a_judgement_is_the_sum_over_the_cases_of_its_part(make_service, site_ca
     assert all(np.array_equal(sums[k], said.sums[k]) for k in sums)
 
 
+@pytest.mark.parametrize("run", ["../../evil", "", "a/b", "x" * 65, ".hidden"])
+def test_a_run_s_id_can_t_lead_out_of_the_site_s_folder(make_service, tmp_path, run):
+    plan = parse_plan(SLICES)
+    with pytest.raises(ContributionError, match="no plain name"):
+        train(make_service(plan), order(plan, 1, 0, run=run))
+    assert not list(tmp_path.rglob("*.state"))
+
+
 def test_a_pooled_site_has_all_members_cases_and_takes_all_their_steps(
     make_site, tmp_path, drawn
 ):
