@@ -38,6 +38,7 @@ grep -q '^# .* for Python 3\.11$' "$wheelhouse/requirements.txt" ||
     refuse "$wheelhouse is for another Python, expected 3.11, Debian 12's; make it with that"
 version=$(sed -n 's/^fedct==\([^ ]*\) .*/\1/p' "$wheelhouse/requirements.txt")
 [ -n "$version" ] || refuse "$wheelhouse holds no fedct, expected its wheel; make it again"
+meant=$(sha256sum "$wheelhouse/requirements.txt" | cut -d ' ' -f 1)
 revision=$(git -C "$here" rev-parse HEAD 2>/dev/null || echo unknown)
 
 if command -v buildah >/dev/null 2>&1; then
@@ -54,6 +55,7 @@ for target in $targets; do
     $engine --format docker "--layers=${BUILDAH_LAYERS:-true}" \
         --file "$here/Containerfile" --ignorefile "$here/.containerignore" \
         --target "$target" --tag "localhost/fedct-$target:$version" \
+        --build-arg "REQUIREMENTS_SHA256=$meant" \
         --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
         ${base:+--build-arg "BASE=$base"} "$wheelhouse"
     echo "built localhost/fedct-$target:$version"
