@@ -44,6 +44,7 @@ from common.exchange import (
 from common.networks import build_network
 from common.parameters import (
     Layout,
+    digest_of,
     layout_of,
     load_vector,
     parts_of,
