@@ -13,7 +13,6 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -41,6 +40,7 @@ from common.certificates import (
     is_issued_by,
     issue,
     name_in,
+    parse_certificate,
     read_certificate,
     same_fingerprint,
 )
@@ -55,7 +55,7 @@ from common.joining import (
     signed_bytes,
     to_bytes,
 )
-from common.keys import PublicKey, read_ec_key, same_key
+from common.keys import MALFORMED, PublicKey, read_ec_key, same_key
 
 _RENEW = "run `fedct client renew`, let the hub enroll it and install its kit"
 
@@ -105,11 +105,11 @@ def read_kit(content: bytes) -> CheckedKit:
     """
     kit = parse(content, Kit)
     try:
-        authority = x509.load_pem_x509_certificate(kit.authority.encode())
-        certificate = x509.load_pem_x509_certificate(kit.certificate.encode())
-        sound = _is_authority(authority) and _is_for_a_client(certificate)
+        authority = parse_certificate(kit.authority)
+        certificate = parse_certificate(kit.certificate)
+        sound = _is_authority(authority) and _is_for_a_site(certificate)
         key: object = authority.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except MALFORMED as error:
         raise altered("join kit", "hub") from error
     if not (sound and isinstance(key, ec.EllipticCurvePublicKey)):
         raise altered("join kit", "hub")
@@ -245,19 +245,15 @@ def _tls_key(folder: Path) -> PublicKey:
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        kind = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except x509.ExtensionNotFound:
-        return False
+    kind = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     return kind.value.ca and is_issued_by(certificate, certificate)
 
 
-def _is_for_a_client(certificate: x509.Certificate) -> bool:
-    try:
-        use = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
-    except x509.ExtensionNotFound:
-        return False
-    return list(use.value) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+def _is_for_a_site(certificate: x509.Certificate) -> bool:
+    use = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    key = certificate.public_key()
+    is_ours = isinstance(key, ec.EllipticCurvePublicKey) and name_in(certificate)
+    return bool(is_ours) and list(use.value) == [ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
 def _check_is_newer(folder: Path, certificate: x509.Certificate) -> None:

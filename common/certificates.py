@@ -9,6 +9,7 @@ Not covered here: revocation (`server.register`, and nginx, which checks the lis
 
 import ipaddress
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,10 +20,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import JoinError
-from common.keys import damaged, read_pem
+from common.keys import MALFORMED, damaged, read_pem
 from common.sources import POOLED, PUBLIC
 
 SITE_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
@@ -207,6 +209,17 @@ def certificate_pem(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
+def parse_certificate(text: str) -> x509.Certificate:
+    """A certificate from PEM that a stranger may have written.
+
+    Raises:
+        MALFORMED: It is none, or one that `cryptography` takes with a warning only.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        return x509.load_pem_x509_certificate(text.encode())
+
+
 def read_certificate(path: Path) -> x509.Certificate:
     """A certificate from a PEM file.
 
@@ -215,7 +228,7 @@ def read_certificate(path: Path) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(read_pem(path))
-    except ValueError as error:
+    except MALFORMED as error:
         raise damaged(path) from error
 
 
@@ -223,7 +236,7 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     """Whether the authority's key signed the certificate, and names it as its own."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*MALFORMED, InvalidSignature):
         return False
     return True
 

@@ -7,12 +7,29 @@ folders of mode 0700 and files of mode 0600 keep others out.
 """
 
 from pathlib import Path
+from typing import Final
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.utils import CryptographyDeprecationWarning
 
 from common.errors import JoinError
+
+MALFORMED: Final = (
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    CryptographyDeprecationWarning,
+    UnsupportedAlgorithm,
+    x509.AttributeNotFound,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises over bytes that somebody has tampered with."""
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
@@ -82,7 +99,7 @@ def _read_private(path: Path) -> object:
         if b"BEGIN OPENSSH" in content:
             return serialization.load_ssh_private_key(content, password=None)
         return serialization.load_pem_private_key(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except MALFORMED as error:
         raise damaged(path) from error
 
 

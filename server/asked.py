@@ -6,7 +6,6 @@ Whether this hub may let the site in is another question (`server.enrol`).
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
@@ -19,7 +18,7 @@ from common.joining import (
     request_fingerprint,
     signed_bytes,
 )
-from common.keys import PublicKey, openssh_line, public_pem
+from common.keys import MALFORMED, PublicKey, openssh_line, public_pem
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def read_request(content: bytes) -> CheckedRequest:
         node: object = serialization.load_ssh_public_key(request.node_key.encode())
         verify: object = serialization.load_pem_public_key(request.verify_key.encode())
         sound = csr.is_signature_valid and name_in(csr) == request.name
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except MALFORMED as error:
         raise altered("request", "site") from error
     if not (
         sound

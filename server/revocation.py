@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from common.certificates import BACKDATED
+from common.keys import MALFORMED
 from server.durable import write_durable
 from server.hub import CA_CRL, PRIVATE, Hub
 from server.register import (
@@ -81,7 +82,7 @@ def _is_current(hub: Hub, register: Register, now: datetime) -> bool:
     try:
         crl = x509.load_pem_x509_crl((hub.folder / CA_CRL).read_bytes())
         number = crl.extensions.get_extension_for_class(x509.CRLNumber)
-    except (OSError, ValueError, x509.ExtensionNotFound):
+    except (OSError, *MALFORMED):
         return False
     begin, end = crl.last_update_utc, crl.next_update_utc
     if number.value.crl_number != register.crl_number or end is None:
