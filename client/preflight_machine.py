@@ -1,4 +1,4 @@
-"""Preflight of the machine: room, memory, GPU, decoders, packages, nginx.
+"""Preflight of the machine: room, memory, GPU, decoders, packages.
 
 What may crash or hang in native code (drivers, codecs) runs in a process of its own.
 """
@@ -57,7 +57,6 @@ def machine_checks(folder: Path, device: str) -> list[Check]:
         Check("GPU", lambda: check_gpu(device), _GPU_S),
         Check("decoders", check_decoders, _CODECS_S),
         Check("packages", check_packages),
-        Check("nginx", check_nginx),
     ]
 
 
@@ -189,18 +188,6 @@ def _misfit(wanted: Requirement) -> str | None:
     if wanted.specifier.contains(found, prereleases=True):
         return None
     return f"{wanted.name} is {found}, expected {wanted.specifier}"
-
-
-def check_nginx() -> Row:
-    """Whether nginx is installed."""
-    command = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if command is None:
-        return failed("nginx", "not installed", "install it: apt-get install nginx")
-    ran = subprocess.run(
-        [command, "-v"], capture_output=True, text=True, timeout=10, check=False
-    )
-    said = ran.stderr.strip().removeprefix("nginx version: ")
-    return passed("nginx", said.splitlines()[0] if said else command)
 
 
 def _child(

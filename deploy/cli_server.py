@@ -13,7 +13,7 @@ import typer
 from deploy.cli_options import Format, FormatOption
 
 if TYPE_CHECKING:
-    from deploy.hub_runs import RunState
+    from deploy.run_state import RunState
 
 run_app = typer.Typer()
 start_app = typer.Typer()
@@ -68,7 +68,7 @@ def server_run(
     Example: `fedct server run hub lung.toml --sites charite,ukb`
     """
     from deploy.hub_runs import submit
-    from deploy.runner import RUNS
+    from deploy.run_state import RUNS
 
     chosen = _chosen_sites(hub, sites)
     folder = submit(hub / RUNS, plan, name or plan.stem, chosen)
@@ -158,7 +158,7 @@ def _chosen_sites(hub: Path, text: str | None) -> tuple[str, ...]:
 
 
 def _run_folder(hub: Path, run: str) -> Path:
-    from deploy.runner import RUNS
+    from deploy.run_state import RUNS
 
     return hub / RUNS / Path(run).name
 
@@ -166,7 +166,7 @@ def _run_folder(hub: Path, run: str) -> Path:
 def _follow(folder: Path) -> None:
     """Say each change of a run, until it ends."""
     from common.errors import RunError
-    from deploy.hub_runs import read_run
+    from deploy.run_state import read_run
 
     said = ""
     try:

@@ -13,10 +13,10 @@ from common.plan_file import plan_toml
 from common.tasks.catalog import task_of
 from deploy.run_folder import Start, best_model, now, read_arm_record
 from deploy.versions import versions
-from server.app import ROSTERS_FILE
 from server.federation import first_model
 from server.record import ArmRecord, Picture, RunRecord, SiteRecord
 from server.report import write_report
+from server.run_files import ROSTERS_FILE
 
 log = logging.getLogger("fedct.run")
 

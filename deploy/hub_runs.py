@@ -1,78 +1,35 @@
-"""The runs of a hub: asked for, going on, stopped, finished.
+"""What a coordinator does with runs: ask for one, stop it, go on with it.
 
-A run is a folder below `runs/`, and what is to be done with it stands there too: who
-asks for a run writes the folder, the hub's runner picks it up, and either may be killed
-at any time. The state is read from the files, never kept beside them:
-
-    request.json                  asked for
-    started.json, journal.sqlite  going on, or to be gone on with
-    stop                          stopped by the coordinator, until `resume`
-    failed.json                   ended by an error that trying again won't mend
-    arm.json, report.json         finished
+Each is a file in the run's folder (`deploy.run_state`); the hub's runner acts on it.
 """
 
 import json
 import re
-import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from client.private_files import make_private_folder
 from common.errors import PlanError, RunError, UsageError
 from common.networks import check_fits
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
-from deploy.run_folder import PLAN_FILE, STARTED_FILE, now
-from server.app import ARM_RECORD_FILE, write_arms
+from deploy.run_folder import now
+from deploy.run_state import (
+    FAILED_FILE,
+    REQUEST_FILE,
+    STOP_FILE,
+    WAITING_FILE,
+    RunRequest,
+    read_run,
+)
+from server.app import write_arms
 from server.durable import write_durable
 from server.federation import Arm
+from server.run_files import PLAN_FILE
 
-REQUEST_FILE = "request.json"
-STOP_FILE = "stop"
-FAILED_FILE = "failed.json"
-WAITING_FILE = "waiting.json"
-REPORT_FILE = "report.json"
 ARM = "federated"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,46}")
 """With 16 digits of the plan before it, it makes a run's id (`exchange.RUN_ID`)."""
-
-State = Literal["queued", "running", "stopped", "failed", "finished"]
-
-
-class RunRequest(BaseModel):
-    """The content of `request.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sites: tuple[str, ...]
-    """Who is to take part, sorted: the order in which updates are folded."""
-    asked: str
-    """When, ISO 8601, UTC."""
-
-
-class RunState(BaseModel):
-    """One run as `fedct server status` shows it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    """Name of the run and of its folder."""
-    state: State
-    """Where it stands."""
-    rounds_done: int
-    """Rounds in the journal, void ones too."""
-    rounds: int
-    """Rounds of the plan."""
-    sites: tuple[str, ...]
-    """Who was asked for."""
-    why: str
-    """What ended a failed run; else empty."""
-    waiting: dict[str, str]
-    """Before the first round: site or node to the reason why it is not in."""
 
 
 def submit(runs: Path, plan_path: Path, name: str, sites: Sequence[str]) -> Path:
@@ -124,51 +81,6 @@ def federated_arm(folder: Path, plan: Plan, sites: Sequence[str]) -> Arm:
     )
 
 
-def next_run(runs: Path) -> Path | None:
-    """The folder of the run that was asked for first and is not ended or stopped."""
-    waiting = [
-        (read_request(f).asked, f)
-        for f in _folders(runs)
-        if _state(f) in ("queued", "running")
-    ]
-    return min(waiting)[1] if waiting else None
-
-
-def read_request(folder: Path) -> RunRequest:
-    """Who was asked for, and when."""
-    return RunRequest.model_validate_json((folder / REQUEST_FILE).read_bytes())
-
-
-def list_runs(runs: Path) -> list[RunState]:
-    """All runs, by name."""
-    return [read_run(folder) for folder in _folders(runs)]
-
-
-def read_run(folder: Path) -> RunState:
-    """Where one run stands.
-
-    Raises:
-        RunError: There is no such run.
-    """
-    if not (folder / REQUEST_FILE).is_file():
-        raise RunError(
-            f"hub has no run {folder.name!r}, expected one that `fedct server run` "
-            "asked for; see `fedct server status`"
-        )
-    request = read_request(folder)
-    state = _state(folder)
-    failed, rounds_done = folder / FAILED_FILE, _rounds_done(folder)
-    return RunState(
-        name=folder.name,
-        state=state,
-        rounds_done=rounds_done,
-        rounds=load_plan(folder / PLAN_FILE).federation.rounds,
-        sites=request.sites,
-        why=json.loads(failed.read_text())["why"] if state == "failed" else "",
-        waiting=_waiting(folder) if state == "running" and not rounds_done else {},
-    )
-
-
 def stop_run(folder: Path) -> None:
     """Have the runner leave a run after the round's last durable step."""
     if read_run(folder).state not in ("queued", "running"):
@@ -187,11 +99,6 @@ def resume_run(folder: Path) -> None:
     (folder / STOP_FILE).unlink(missing_ok=True)
 
 
-def is_stopped(folder: Path) -> bool:
-    """Whether the coordinator wants this run to stop."""
-    return (folder / STOP_FILE).exists()
-
-
 def fail_run(folder: Path, why: str) -> None:
     """Note that trying again won't help."""
     write_durable(folder / FAILED_FILE, json.dumps({"why": why, "at": now()}).encode())
@@ -203,37 +110,3 @@ def note_waiting(folder: Path, waiting: Mapping[str, str]) -> None:
     path = folder / WAITING_FILE
     if not path.exists() or json.loads(path.read_text())["waiting"] != dict(waiting):
         write_durable(path, text.encode())
-
-
-def _folders(runs: Path) -> list[Path]:
-    return sorted(path.parent for path in runs.glob(f"*/{REQUEST_FILE}"))
-
-
-def _state(folder: Path) -> State:
-    if (folder / ARM_RECORD_FILE).exists() and (folder / REPORT_FILE).exists():
-        return "finished"
-    if (folder / FAILED_FILE).exists():
-        return "failed"
-    if is_stopped(folder):
-        return "stopped"
-    begun = (folder / STARTED_FILE).exists()
-    return "running" if begun else "queued"
-
-
-def _waiting(folder: Path) -> dict[str, str]:
-    try:
-        found = json.loads((folder / WAITING_FILE).read_text())["waiting"]
-    except (OSError, ValueError, KeyError):
-        return {}
-    return {str(key): str(value) for key, value in found.items()}
-
-
-def _rounds_done(folder: Path) -> int:
-    path = folder / "journal.sqlite"
-    if not path.exists():
-        return 0
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
-            return int(journal.execute("SELECT count(*) FROM round").fetchone()[0])
-    except sqlite3.Error:
-        return 0  # it is being made right now

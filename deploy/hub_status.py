@@ -7,13 +7,12 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from deploy.hub_runs import RunState, list_runs
-from deploy.runner import RUNS, line_of
+from deploy.run_state import RUNS, RunState, list_runs
 from deploy.start import is_running
 from deploy.supervisor import read_processes
 from server.hub import read_hub_file
 from server.register import read_register
-from server.superlink import node_key_bytes
+from server.superlink import SuperLinkLine, node_key_bytes, superlink_of
 
 
 class ProcessRow(BaseModel):
@@ -69,7 +68,7 @@ def hub_status(folder: Path) -> HubStatus:
     settings = read_hub_file(folder)
     running = is_running(folder)
     now = datetime.datetime.now(datetime.UTC)
-    line = line_of(folder)
+    line = SuperLinkLine(superlink_of(folder))
     nodes = line.nodes() if running and line.is_up() else {}
     sites = [
         SiteRow(

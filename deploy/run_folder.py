@@ -26,12 +26,14 @@ from common.errors import RunError, StoreError
 from common.parameters import digest_of
 from common.plan import Plan
 from common.plan_file import load_plan
-from server.app import ARM_RECORD_FILE, BEST_FILE
 from server.record import ArmRecord
-
-PLAN_FILE = "plan.toml"
-LOCK_FILE = "lock"
-STARTED_FILE = "started.json"
+from server.run_files import (
+    ARM_RECORD_FILE,
+    BEST_FILE,
+    LOCK_FILE,
+    PLAN_FILE,
+    STARTED_FILE,
+)
 
 Baseline = Literal["pooled", "local"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)

@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import threading
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -18,22 +19,19 @@ import torch
 from common.errors import EngineError, FedctError, StoppedError
 from common.plan_file import load_plan
 from deploy.hand_out import hand_out_run
-from deploy.hub_runs import (
-    ARM,
-    fail_run,
-    is_stopped,
-    next_run,
-    note_waiting,
-    read_request,
-)
-from deploy.run_folder import PLAN_FILE, begin, finished_record, held, torch_threads
+from deploy.hub_runs import ARM, fail_run, note_waiting
+from deploy.run_folder import begin, finished_record, held, torch_threads
+from deploy.run_state import RUNS, is_stopped, next_run, read_request
 from server.app import execute as run_arm_of
-from server.hub import CA_CERTIFICATE, SECRET, read_hub_file
+from server.hub import open_hub
 from server.hub_grid import HubGrid
 from server.members import Members
-from server.superlink import SuperLinkAddress, SuperLinkLine
+from server.revocation import refresh_crl
+from server.run_files import PLAN_FILE
+from server.superlink import SuperLinkLine, superlink_of
 
-RUNS = "runs"
+LIST_S = 3600.0
+"""How often the revocation list is looked after."""
 
 log = logging.getLogger("fedct.hub")
 
@@ -45,15 +43,14 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
         folder: The hub's folder.
         stop: Set by a signal handler; the run at hand is left as it stands.
     """
-    line = line_of(folder)
+    line = SuperLinkLine(superlink_of(folder))
     while not line.is_up():
         if stop.wait(0.2):
             return
     line.close_channels()
     members = Members(folder, line)
-    threading.Thread(
-        target=members.keep, args=(stop,), name="register", daemon=True
-    ).start()
+    for keep in (members.keep, partial(_keep_list, folder)):
+        threading.Thread(target=keep, args=(stop,), daemon=True).start()
     while not stop.is_set():
         run = next_run(folder / RUNS)
         if run is None:
@@ -99,13 +96,14 @@ def execute(
     log.info("run %s finished", folder.name)
 
 
-def line_of(folder: Path) -> SuperLinkLine:
-    """The line to the SuperLink of a hub's folder."""
-    settings = read_hub_file(folder)
-    secret = (folder / SECRET).read_bytes()
-    return SuperLinkLine(
-        SuperLinkAddress(settings.superlink_port, folder / CA_CERTIFICATE, secret)
-    )
+def _keep_list(folder: Path, stop: threading.Event) -> None:
+    """Renew the revocation list in time: nginx lets nobody in by an old one."""
+    while not stop.wait(LIST_S):
+        try:
+            now = datetime.now(UTC)
+            refresh_crl(open_hub(folder, now), now)
+        except (FedctError, OSError) as error:
+            log.error("revocation list not renewed: %s", error)
 
 
 def main() -> None:

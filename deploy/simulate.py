@@ -33,7 +33,6 @@ from deploy.hand_out import hand_out_model, run_record
 from deploy.pictures import draw_pictures
 from deploy.run_folder import (
     BASELINES,
-    PLAN_FILE,
     Baseline,
     Start,
     begin,
@@ -47,6 +46,7 @@ from server.app import write_arms
 from server.federation import Arm
 from server.record import ArmRecord, RunRecord, SiteRecord
 from server.report import write_report
+from server.run_files import PLAN_FILE
 
 log = logging.getLogger("fedct.run")
 

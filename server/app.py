@@ -20,15 +20,17 @@ from server.admission import Waiting
 from server.durable import write_durable
 from server.federation import Arm, open_federation
 from server.rounds import run_arm
+from server.run_files import (
+    ARM_RECORD_FILE,
+    ARMS_FILE,
+    BEST_FILE,
+    PLAN_FILE,
+    ROSTERS_FILE,
+)
 from server.verifying import Keys
 
 RUN_FOLDER_KEY = "run-folder"
 ARM_KEY = "arm"
-ARMS_FILE = "arms.json"
-ARM_RECORD_FILE = "arm.json"
-BEST_FILE = "best.safetensors"
-ROSTERS_FILE = "rosters.json"
-"""Who took part: site to its introduction."""
 
 app = ServerApp()
 
@@ -87,7 +89,7 @@ def read_arm(folder: Path, name: str) -> Arm:
     row = json.loads((folder / ARMS_FILE).read_text())[name]
     return Arm(
         name=name,
-        plan=load_plan(folder / "plan.toml"),
+        plan=load_plan(folder / PLAN_FILE),
         train=tuple(row["train"]),
         validate=tuple(row["validate"]),
         test=tuple(row["test"]),

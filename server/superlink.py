@@ -49,6 +49,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.errors import EngineError
+from server.hub import CA_CERTIFICATE, SECRET, read_hub_file
 
 _BUNDLE = b"""[build-system]
 requires = []
@@ -84,6 +85,13 @@ class SuperLinkAddress:
     def address(self) -> str:
         """Host and port."""
         return f"127.0.0.1:{self.port}"
+
+
+def superlink_of(folder: Path) -> SuperLinkAddress:
+    """Where the SuperLink of a hub's folder listens."""
+    port = read_hub_file(folder).superlink_port
+    secret = (folder / SECRET).read_bytes()
+    return SuperLinkAddress(port, folder / CA_CERTIFICATE, secret)
 
 
 class SuperLinkLine:

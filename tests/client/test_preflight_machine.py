@@ -1,7 +1,6 @@
 """The machine's rows tell what is there, and fail where a round would."""
 
 import importlib.metadata
-import os
 import shutil
 import sys
 from collections import namedtuple
@@ -99,16 +98,6 @@ def test_a_package_of_another_version_is_named(monkeypatch):
     row = machine.check_packages()
     assert row.verdict == "FAIL"
     assert row.found == "flwr is 1.40.0, expected ==1.41.0, monai is missing"
-
-
-def test_nginx_is_found_or_asked_for(monkeypatch, tmp_path):
-    command = tmp_path / "nginx"
-    command.write_text("#!/bin/sh\necho 'nginx version: nginx/1.22.1' >&2\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert machine.check_nginx().found == "nginx/1.22.1"
-    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    assert machine.check_nginx().verdict == "FAIL"
 
 
 def test_no_check_stops_or_delays_another():

@@ -14,7 +14,7 @@ from common.errors import PlanError, RunError, UsageError
 from common.package import load_package
 from deploy.run_folder import begin
 from deploy.simulate import parse_baselines, simulate
-from server.app import BEST_FILE
+from server.run_files import BEST_FILE
 from server.report import read_record
 from tests.deploy.conftest import CLASSIFICATION, SEGMENTATION
 

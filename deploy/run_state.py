@@ -1,0 +1,150 @@
+"""The runs of a hub: asked for, going on, stopped, finished.
+
+A run is a folder below `runs/`, and what is to be done with it stands there too: who
+asks for a run writes the folder, the hub's runner picks it up, and either may be killed
+at any time. The state is read from the files, never kept beside them:
+
+    request.json                  asked for
+    started.json, journal.sqlite  going on, or to be gone on with
+    stop                          stopped by the coordinator, until `resume`
+    failed.json                   ended by an error that trying again won't mend
+    arm.json, report.json         finished
+"""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from common.errors import RunError
+from common.plan_file import load_plan
+from server.run_files import ARM_RECORD_FILE, JOURNAL_FILE, PLAN_FILE, STARTED_FILE
+
+RUNS = "runs"
+"""The folder of runs in a hub's folder."""
+REQUEST_FILE = "request.json"
+STOP_FILE = "stop"
+FAILED_FILE = "failed.json"
+WAITING_FILE = "waiting.json"
+REPORT_FILE = "report.json"
+
+State = Literal["queued", "running", "stopped", "failed", "finished"]
+
+
+class RunRequest(BaseModel):
+    """The content of `request.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sites: tuple[str, ...]
+    """Who is to take part, sorted: the order in which updates are folded."""
+    asked: str
+    """When, ISO 8601, UTC."""
+
+
+class RunState(BaseModel):
+    """One run as `fedct server status` shows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Name of the run and of its folder."""
+    state: State
+    """Where it stands."""
+    rounds_done: int
+    """Rounds in the journal, void ones too."""
+    rounds: int
+    """Rounds of the plan."""
+    sites: tuple[str, ...]
+    """Who was asked for."""
+    why: str
+    """What ended a failed run; else empty."""
+    waiting: dict[str, str]
+    """Before the first round: site or node to the reason why it is not in."""
+
+
+def next_run(runs: Path) -> Path | None:
+    """The folder of the run that was asked for first and is not ended or stopped."""
+    waiting = [
+        (read_request(f).asked, f)
+        for f in _folders(runs)
+        if _state(f) in ("queued", "running")
+    ]
+    return min(waiting)[1] if waiting else None
+
+
+def read_request(folder: Path) -> RunRequest:
+    """Who was asked for, and when."""
+    return RunRequest.model_validate_json((folder / REQUEST_FILE).read_bytes())
+
+
+def list_runs(runs: Path) -> list[RunState]:
+    """All runs, by name."""
+    return [read_run(folder) for folder in _folders(runs)]
+
+
+def read_run(folder: Path) -> RunState:
+    """Where one run stands.
+
+    Raises:
+        RunError: There is no such run.
+    """
+    if not (folder / REQUEST_FILE).is_file():
+        raise RunError(
+            f"hub has no run {folder.name!r}, expected one that `fedct server run` "
+            "asked for; see `fedct server status`"
+        )
+    request = read_request(folder)
+    state = _state(folder)
+    failed, rounds_done = folder / FAILED_FILE, _rounds_done(folder)
+    return RunState(
+        name=folder.name,
+        state=state,
+        rounds_done=rounds_done,
+        rounds=load_plan(folder / PLAN_FILE).federation.rounds,
+        sites=request.sites,
+        why=json.loads(failed.read_text())["why"] if state == "failed" else "",
+        waiting=_waiting(folder) if state == "running" and not rounds_done else {},
+    )
+
+
+def is_stopped(folder: Path) -> bool:
+    """Whether the coordinator wants this run to stop."""
+    return (folder / STOP_FILE).exists()
+
+
+def _folders(runs: Path) -> list[Path]:
+    return sorted(path.parent for path in runs.glob(f"*/{REQUEST_FILE}"))
+
+
+def _state(folder: Path) -> State:
+    if (folder / ARM_RECORD_FILE).exists() and (folder / REPORT_FILE).exists():
+        return "finished"
+    if (folder / FAILED_FILE).exists():
+        return "failed"
+    if is_stopped(folder):
+        return "stopped"
+    begun = (folder / STARTED_FILE).exists()
+    return "running" if begun else "queued"
+
+
+def _waiting(folder: Path) -> dict[str, str]:
+    try:
+        found = json.loads((folder / WAITING_FILE).read_text())["waiting"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()}
+
+
+def _rounds_done(folder: Path) -> int:
+    path = folder / JOURNAL_FILE
+    if not path.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
+            return int(journal.execute("SELECT count(*) FROM round").fetchone()[0])
+    except sqlite3.Error:
+        return 0  # it is being made right now
