@@ -49,11 +49,11 @@ def let_in(hub: Hub, asked: Asked, now: datetime = NOW, days: int = 90) -> bytes
     return enroll(hub, checked, asked.told, days, now).read_bytes()
 
 
-def joined(hub: Hub, folder: Path, name: str = "charite") -> Asked:
+def joined(hub: Hub, folder: Path, name: str = "charite", now: datetime = NOW) -> Asked:
     """A hospital that is let in and has installed its kit."""
-    asked = a_site(folder, name)
-    kit = let_in(hub, asked)
-    install(asked.folder, read_kit(kit), fingerprint_of(hub.authority), NOW)
+    asked = a_site(folder, name, now)
+    kit = let_in(hub, asked, now)
+    install(asked.folder, read_kit(kit), fingerprint_of(hub.authority), now)
     return asked
 
 
