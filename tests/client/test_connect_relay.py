@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import socketserver
+import struct
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from client.connect_relay import (
     relay_command,
 )
 from common.errors import TransportError
+from tests.federation.chain import free_port, until
 from tests.federation.connect_proxy import connect_proxy
 
 SECRET = "p@ss:word"
@@ -79,12 +81,6 @@ def hub():
     thread.join()
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_bytes_pass_both_ways_in_flat_memory_and_no_secret_shows(hub):
     port, target = free_port(), f"127.0.0.1:{hub}"
     with connect_proxy(password=f"ward a:{SECRET}") as proxy:
@@ -134,6 +130,10 @@ def test_a_line_that_breaks_on_one_side_breaks_on_the_other(hub):
         with socket.create_connection(("127.0.0.1", port), 10) as again:
             again.sendall(b"b\n")
             assert again.recv(10) == b"B\n"
+            before = proxy.open
+            linger = struct.pack("ii", 1, 0)  # so that it ends with a reset
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        until(lambda: proxy.open == before - 1)
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,13 @@ class _Handler(socketserver.StreamRequestHandler):
         with socket.create_connection((host, int(port)), 10) as far:
             far.settimeout(None)
             server.lines.append(far)
+            server.open += 1
             self.wfile.write(b"HTTP/1.1 200 OK\r\nVia: test\r\n\r\n")
             back = threading.Thread(target=_copy, args=(far, self.connection, server))
             back.start()
             _copy(self.connection, far, server)
             back.join()
+            server.open -= 1
 
 
 def _copy(source, target, server):
@@ -48,7 +50,7 @@ def _copy(source, target, server):
 
 
 class ConnectProxy(socketserver.ThreadingTCPServer):
-    """What was asked for, and the first bytes of what was carried."""
+    """Keeps what was asked for, the first bytes of all pieces, and what is open."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -57,6 +59,7 @@ class ConnectProxy(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.password, self.allowed, self.hangs = password, allowed, hangs
         self.asked, self.lines, self.carried = [], [], bytearray()
+        self.open = 0
         self.stop = threading.Event()
 
     @property

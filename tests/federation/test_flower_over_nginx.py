@@ -7,12 +7,12 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.nginx_run import reload
 from deploy.traffic import traffic_by_site
+from server.superlink import SuperLinkAddress, SuperLinkLine
 from tests.federation.chain import (
     Federation,
     free_port,
@@ -22,7 +22,7 @@ from tests.federation.chain import (
     wait_for,
 )
 
-pytestmark = [needs_nginx, pytest.mark.timeout(120)]
+pytestmark = needs_nginx
 BIN = Path(sys.executable).parent
 
 
@@ -70,7 +70,7 @@ def superlink(federation):
         "--isolation", "process",
         "--superexec-auth-secret-file", federation.root / "secret",
     ):  # fmt: skip
-        wait_for(federation.superlink_port, 60)
+        wait_for(federation.superlink_port, 120)
         yield
 
 
@@ -85,22 +85,26 @@ def supernode(federation):
     )  # fmt: skip
 
 
-def flwr(federation, *argv):
-    """`flwr` at the hub, with its answer as JSON."""
-    done = subprocess.run(
-        [BIN / "flwr", *argv, "--format", "json"],
-        env=environment(federation.root / "flwr"),
-        cwd=federation.root,
-        capture_output=True,
-        text=True,
-        check=False,
+@contextmanager
+def coordinator(federation):
+    """The hub's own line to its SuperLink."""
+    line = SuperLinkLine(
+        SuperLinkAddress(
+            federation.superlink_port,
+            federation.authority.certificate,
+            (federation.root / "secret").read_bytes(),
+        )
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
+    try:
+        yield line
+    finally:
+        line._control.close()
+        line._runtime.close()
 
 
-def statuses(federation):
-    return [node["status"] for node in flwr(federation, "supernode", "list")["nodes"]]
+def online(line):
+    """Whether each registered node is online."""
+    return [is_online for _, is_online in line.nodes().values()]
 
 
 def prepare(federation):
@@ -114,16 +118,8 @@ def prepare(federation):
             serialization.NoEncryption(),
         )
     )
-    (root / "node.pub").write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-    )
-    (root / "flwr").mkdir()
-    (root / "flwr" / "config.toml").write_text(
-        '[superlink]\ndefault = "hub"\n[superlink.hub]\n'
-        f'address = "127.0.0.1:{federation.superlink_port}"\n'
-        f'root-certificates = "{federation.authority.certificate}"\n'
+    return key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
 
 
@@ -132,16 +128,17 @@ def test_a_supernode_joins_by_certificate_and_key_and_is_cut_off_by_revocation(
 ):
     """What a coordinator sees: registered, online, and refused within a minute."""
     federation = Federation(tmp_path, free_port())
-    prepare(federation)
+    public_key = prepare(federation)
     with (
         superlink(federation),
         running(federation.hub) as hub,
         running(federation.site),
+        coordinator(federation) as line,
     ):
-        flwr(federation, "supernode", "register", "node.pub", "hub", "--name", "north")
-        assert statuses(federation) == ["registered"]
+        line.register(public_key)
+        assert online(line) == [False]
         with supernode(federation):
-            until(lambda: statuses(federation) == ["online"], 60)
+            until(lambda: online(line) == [True], 120)
             folder = federation.hub.folder
             pulls = traffic_by_site(folder)["north"]
             assert pulls.received_bytes > 0
