@@ -1,0 +1,273 @@
+"""An order or an answer as one file, for sites where no live line is allowed.
+
+    hub:  write_order  -> file, signed by the hub                          -> site
+    site: read_order, work, write_answer -> file, sealed to the hub, signed -> hub
+
+Files go by memory stick or mail. Each says, signed, which message it is, for or from
+which site, and what its content must hash to, so a file that was cut, altered, mixed up
+or sent twice is refused by name before its content is looked at. An answer can be
+opened by the hub alone: HPKE (RFC 9180, base mode) to a key that came in the order.
+
+Not covered here: secrecy of orders. Who finds the stick can read the model in it.
+"""
+
+import zlib
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.asymmetric.x25519 import (
+    X25519PrivateKey,
+    X25519PublicKey,
+)
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+from flwr.app import ConfigRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordProto
+from google.protobuf.message import DecodeError
+
+from common.canonical import items
+from common.errors import ContributionError
+from common.parcel_file import (
+    LARGEST_BYTES,
+    Header,
+    Kind,
+    open_parcel,
+    refused,
+    write_parcel,
+)
+
+_SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_LEVEL = 1
+"""zlib's quickest: weights are noise, and what can be saved is saved at once."""
+_FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a site says that could not do as it was told."""
+
+    code: int
+    """As the site's app numbers it."""
+    reason: str
+    """Its sentence."""
+
+
+@dataclass(frozen=True, eq=False)
+class OrderParcel:
+    """A question to one site."""
+
+    message_id: str
+    """32 hexadecimal digits, new for every order."""
+    site: str
+    """Who is asked."""
+    kind: Kind
+    """Flower's type of message."""
+    reply_key: str
+    """X25519 key to seal the answer to, 64 hexadecimal digits."""
+    content: RecordDict
+    """The order as it travels on the wire too."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerParcel:
+    """A site's answer."""
+
+    message_id: str
+    """The order's."""
+    site: str
+    """Who answers."""
+    kind: Kind
+    """The order's."""
+    content: RecordDict | Failure
+    """The answer with its own seal, as it travels on the wire too; or why not."""
+
+
+def write_order(path: Path, order: OrderParcel, key: Ed25519PrivateKey) -> None:
+    """Write an order for one site, signed by the hub's key."""
+    content, unpacked_bytes = _packed(order.content)
+    header = Header(
+        format="fedct-order",
+        message_id=order.message_id,
+        site=order.site,
+        kind=order.kind,
+        reply_key=order.reply_key,
+        unpacked_bytes=unpacked_bytes,
+    )
+    write_parcel(path, header, content, key)
+
+
+def read_order(
+    path: Path,
+    site: str,
+    hub_key: Ed25519PublicKey,
+    answered: Container[str] = (),
+    *,
+    largest_bytes: int = LARGEST_BYTES,
+) -> OrderParcel:
+    """The order in a file.
+
+    Args:
+        path: The file.
+        site: Who reads it.
+        hub_key: The hub's verifying key.
+        answered: Message ids of orders that this site answered already.
+        largest_bytes: Of the file, and of what is packed in it.
+
+    Raises:
+        ContributionError: `code` says why in a word: "site" (for another one),
+            "replay" (answered already), or one of `parcel_file.open_parcel`.
+    """
+    header, content = open_parcel(path, "fedct-order", lambda _: hub_key, largest_bytes)
+    if header.site != site:
+        raise refused(path, "site", f"is for site {header.site!r}", f"one for {site!r}")
+    if header.message_id in answered:
+        raise refused(
+            path,
+            "replay",
+            "is an order that was answered already",
+            "a new one; bring the hub the answer that was written, or a new order here",
+        )
+    if header.reply_key is None:
+        raise refused(path, "format", "has no key for the answer", "an order")
+    return OrderParcel(
+        header.message_id,
+        header.site,
+        header.kind,
+        header.reply_key,
+        _unpacked(path, content, header, largest_bytes),
+    )
+
+
+def write_answer(
+    path: Path, answer: AnswerParcel, reply_key: str, key: Ed25519PrivateKey
+) -> None:
+    """Write an answer that only the hub can read, signed by the site's key.
+
+    Args:
+        path: The file.
+        answer: What to say.
+        reply_key: The order's.
+        key: The site's signing key.
+    """
+    content = answer.content
+    if isinstance(content, Failure):
+        said = ConfigRecord({"code": content.code, "reason": content.reason})
+        content = RecordDict({_FAILURE: said})
+    packed, unpacked_bytes = _packed(content)
+    header = Header(
+        format="fedct-answer",
+        message_id=answer.message_id,
+        site=answer.site,
+        kind=answer.kind,
+        unpacked_bytes=unpacked_bytes,
+    )
+    hub = X25519PublicKey.from_public_bytes(bytes.fromhex(reply_key))
+    write_parcel(path, header, _SUITE.encrypt(packed, hub, _info(header)), key)
+
+
+def read_answer(
+    path: Path,
+    waiting: Mapping[str, str],
+    site_keys: Mapping[str, Ed25519PublicKey],
+    reply_key: X25519PrivateKey,
+    *,
+    largest_bytes: int = LARGEST_BYTES,
+) -> AnswerParcel:
+    """The answer in a file.
+
+    Args:
+        path: The file.
+        waiting: Message id to site, of orders that no answer came to yet.
+        site_keys: Verifying keys of the enrolled sites.
+        reply_key: The key whose public half stood in the orders.
+        largest_bytes: Of the file, and of what is packed in it.
+
+    Raises:
+        ContributionError: `code` says why in a word: "replay" (not waited for, any
+            more or ever), "site" (another one was asked), "sealed" (to another key),
+            or one of `parcel_file.open_parcel`.
+    """
+    header, content = open_parcel(path, "fedct-answer", site_keys.get, largest_bytes)
+    asked = waiting.get(header.message_id)
+    if asked is None:
+        raise refused(
+            path,
+            "replay",
+            "answers an order that is not waited for",
+            "the first answer to an order of this run",
+        )
+    if asked != header.site:
+        raise refused(path, "site", f"is from site {header.site!r}", f"{asked!r}")
+    try:
+        packed = _SUITE.decrypt(content, reply_key, _info(header))
+    except InvalidTag as error:
+        raise refused(
+            path, "sealed", "is sealed to another key", "the key of the order"
+        ) from error
+    record = _unpacked(path, packed, header, largest_bytes)
+    said = record.get(_FAILURE)
+    answer: RecordDict | Failure = record
+    if isinstance(said, ConfigRecord):
+        answer = _failure(path, said)
+    return AnswerParcel(header.message_id, header.site, header.kind, answer)
+
+
+def _failure(path: Path, said: ConfigRecord) -> Failure:
+    code, reason = said.get("code"), said.get("reason")
+    if type(code) is not int or not isinstance(reason, str):
+        raise refused(path, "format", "has a failure without code or reason", "both")
+    return Failure(code, reason)
+
+
+def _info(header: Header) -> bytes:
+    """What an answer's encryption is bound to (RFC 9180's info)."""
+    return items(
+        {
+            "purpose": "fedct parcel",
+            "message_id": header.message_id,
+            "site": header.site,
+        }
+    )
+
+
+def _packed(record: RecordDict) -> tuple[bytes, int]:
+    """A record as compressed bytes, and how many they were before."""
+    content = recorddict_to_proto(record).SerializeToString()
+    if len(content) > LARGEST_BYTES:
+        raise ContributionError(
+            f"a parcel would hold {len(content)} bytes, expected at most "
+            f"{LARGEST_BYTES}; a model of this size needs a live line",
+            code="size",
+        )
+    return zlib.compress(content, _LEVEL), len(content)
+
+
+def _unpacked(
+    path: Path, packed: bytes | memoryview, header: Header, largest_bytes: int
+) -> RecordDict:
+    """The record; never more bytes of it than the header announced."""
+    if header.unpacked_bytes > largest_bytes:
+        raise refused(
+            path,
+            "size",
+            f"holds {header.unpacked_bytes} bytes",
+            f"at most {largest_bytes}",
+        )
+    unzip = zlib.decompressobj()
+    try:
+        content = unzip.decompress(packed, header.unpacked_bytes + 1)
+        if len(content) != header.unpacked_bytes or not unzip.eof or unzip.unused_data:
+            raise refused(
+                path, "altered", "unpacks to another size", "that of its header"
+            )
+        return recorddict_from_proto(RecordProto.FromString(content))
+    except (zlib.error, DecodeError, ValueError, TypeError, KeyError) as error:
+        raise refused(
+            path, "altered", "holds no record", "one that FedCT wrote"
+        ) from error
