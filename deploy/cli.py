@@ -137,6 +137,7 @@ app.command()(cli_data.purge)
 app.command()(cli_data.report)
 app.command()(cli_predict.predict)
 app.command()(cli_predict.evaluate)
+app.command()(cli_server.rehearse)
 
 
 @plan_app.command("check")

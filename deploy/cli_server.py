@@ -137,6 +137,29 @@ def server_status(hub: HubArgument, output_format: FormatOption = Format.TEXT) -
         raise SupervisorError("hub is not running; start it with `fedct server start`")
 
 
+def rehearse(
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path(
+        "rehearsal"
+    ),
+    size: Annotated[str, typer.Option(help="tiny, small or full phantoms.")] = "small",
+) -> None:
+    """Rehearse a real federation on this machine, with everything going wrong.
+
+    A hub and three hospitals with phantom DICOM, certificates, a run in peace; then a
+    run with a hospital and the hub killed, which must end in the same model; then a
+    hospital is revoked.
+
+    Example: `fedct rehearse --out rehearsal`
+    """
+    from deploy.rehearsal import rehearse as run_rehearsal
+
+    seen = run_rehearsal(out, _tell, size=size)
+    for run, seconds in seen.seconds.items():
+        typer.echo(f"{run:<12} {seconds:.0f} s, model {seen.digests[run][:16]}")
+    typer.echo(f"revoked      out after {seen.refused_after_s:.1f} s")
+    typer.echo(f"report       {seen.report}")
+
+
 def _chosen_sites(hub: Path, text: str | None) -> tuple[str, ...]:
     """The enrolled sites that were named, or all."""
     from common.errors import UsageError
