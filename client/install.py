@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from client.private_files import write_private
+from client.private_files import sweep, write_private
 from client.site_file import (
     AUTHORITY,
     KIT,
@@ -163,6 +163,7 @@ def install(
     for one, whose in ((checked.authority, "hub"), (checked.certificate, "site")):
         check_time(one, now, f"kit of the {whose}", "ask the hub for a new kit")
     _check_is_newer(folder, checked.certificate)
+    sweep((folder / KIT).parent)
     _write_local(folder, now)
     write_private(folder / AUTHORITY, certificate_pem(checked.authority).encode())
     write_private(folder / KIT, to_bytes(checked.kit))
