@@ -4,6 +4,8 @@ import hmac
 import json
 import stat
 import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,24 @@ def test_any_altered_byte_is_refused(name, request, data):
         path.write_bytes(whole)
 
 
+def test_another_order_s_content_under_this_one_s_header_is_refused(tmp_path):
+    paths = {}
+    for seed in range(200):  # until two contents are of one length
+        model = np.random.default_rng(seed).normal(size=50).astype(np.float32)
+        content = to_record(replace(TRAIN, model=model))
+        path = tmp_path / f"{seed}.order"
+        write_order(path, OrderParcel(ID, "north", "train", REPLY_TEXT, content), HUB)
+        one = paths.setdefault(size := path.stat().st_size, path)
+        if one != path:
+            break
+    content_bytes = peek(one).content_bytes
+    mixed = one.read_bytes()[:-content_bytes] + path.read_bytes()[-content_bytes:]
+    assert len(mixed) == size
+    one.write_bytes(mixed)
+    assert take_order(path)
+    assert code_of(take_order, one) == "altered"
+
+
 def test_an_order_of_another_hub_or_for_another_site_is_refused(order):
     assert code_of(take_order, order, hub_key=SITE.public_key()) == "signature"
     assert code_of(take_order, order, site="south") == "site"
@@ -208,7 +228,17 @@ def test_content_that_unpacks_to_another_size_than_announced_is_refused(order, c
     assert code_of(take_order, order) == "altered"
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"x\x9c\x03\x00\x00\x00\x00\x01"])
+EMPTY = zlib.compress(b"")
+
+
+@pytest.mark.parametrize("change", [lambda c: c[:-4], lambda c: c + b"more"])
+def test_signed_content_that_does_not_end_where_it_should_is_refused(order, change):
+    content = change(order.read_bytes()[-peek(order).content_bytes :])
+    write_parcel(order, peek(order), content, HUB)
+    assert code_of(take_order, order) == "altered"
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", EMPTY])
 def test_signed_junk_is_refused(tmp_path, content):
     path = tmp_path / "1.order"
     about = {"message_id": ID, "site": "north", "kind": "train"}
