@@ -3,11 +3,13 @@
 #   dicom3tools  dciodvfy, the conformance checker for what we write
 #   dcm2niix     another reader's opinion on geometry
 #   nginx        the line between hub and sites
+#   systemd      systemd-analyze, the judge of units
 # Without them the tests that need them skip and say why.
 set -u
 missing=""
 command -v dciodvfy >/dev/null 2>&1 || missing="$missing dicom3tools"
 command -v dcm2niix >/dev/null 2>&1 || missing="$missing dcm2niix"
+command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
 { command -v nginx || [ -x /usr/sbin/nginx ]; } >/dev/null 2>&1 \
     || missing="$missing nginx-light"
 [ -z "$missing" ] && exit 0
