@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+REHEARSAL ?= rehearsal
 export PYTHONSAFEPATH := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
@@ -52,5 +53,9 @@ WHEELHOUSE ?= wheelhouse
 wheelhouse: install
 	$(BIN)/python -m deploy.wheelhouse $(WHEELHOUSE) --constraints constraints.txt
 
+# A hub and three hospitals on this machine, with everything going wrong.
+federation: install
+	$(BIN)/fedct rehearse --out $(REHEARSAL)
+
 clean:
-	rm -rf $(VENV) demo runs
+	rm -rf $(VENV) demo runs rehearsal

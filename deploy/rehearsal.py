@@ -178,7 +178,7 @@ def _disturbed(stack: ExitStack, out: Path, hub: Path, plan: Path, say: Say) -> 
 
 
 def _revoke(hub: Path, site: str, say: Say) -> float:
-    _fedct(say, "server", "revoke", hub, site)
+    _fedct(say, "server", "revoke", hub, site, "--yes")
     began = time.monotonic()
     while True:
         row = next(row for row in hub_status(hub).sites if row.name == site)
