@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types suite debian install install-dev bench wheelhouse clean
+.PHONY: demo test lint types suite debian install install-dev bench wheelhouse federation clean
 
 demo: install
 	$(BIN)/fedct demo --out $(OUT)

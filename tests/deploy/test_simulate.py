@@ -14,8 +14,8 @@ from common.errors import PlanError, RunError, UsageError
 from common.package import load_package
 from deploy.run_folder import begin
 from deploy.simulate import parse_baselines, simulate
-from server.run_files import BEST_FILE
 from server.report import read_record
+from server.run_files import BEST_FILE
 from tests.deploy.conftest import CLASSIFICATION, SEGMENTATION
 
 
