@@ -20,8 +20,10 @@ from common.errors import EngineError, FedctError, StoppedError
 from common.plan_file import load_plan
 from deploy.hand_out import hand_out_run
 from deploy.hub_runs import ARM, fail_run, note_waiting
+from deploy.nginx_run import PID_FILE
 from deploy.run_folder import begin, finished_record, held, torch_threads
 from deploy.run_state import RUNS, is_stopped, next_run, read_request
+from deploy.traffic import bound_log
 from server.app import execute as run_arm_of
 from server.hub import open_hub
 from server.hub_grid import HubGrid
@@ -30,8 +32,9 @@ from server.revocation import refresh_crl
 from server.run_files import PLAN_FILE
 from server.superlink import SuperLinkLine, superlink_of
 
-LIST_S = 3600.0
-"""How often the revocation list is looked after."""
+HOUSE_S = 600.0
+"""How often revocation list and access log are looked after: nginx lets nobody in by an
+overdue list."""
 
 log = logging.getLogger("fedct.hub")
 
@@ -49,7 +52,7 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
             return
     line.close_channels()
     members = Members(folder, line)
-    for keep in (members.keep, partial(_keep_list, folder)):
+    for keep in (members.keep, partial(_keep_house, folder)):
         threading.Thread(target=keep, args=(stop,), daemon=True).start()
     while not stop.is_set():
         run = next_run(folder / RUNS)
@@ -96,14 +99,17 @@ def execute(
     log.info("run %s finished", folder.name)
 
 
-def _keep_list(folder: Path, stop: threading.Event) -> None:
-    """Renew the revocation list in time: nginx lets nobody in by an old one."""
-    while not stop.wait(LIST_S):
+def _keep_house(folder: Path, stop: threading.Event) -> None:
+    """Renew the revocation list in time, and put a long access log aside."""
+    while not stop.wait(HOUSE_S):
         try:
             now = datetime.now(UTC)
             refresh_crl(open_hub(folder, now), now)
-        except (FedctError, OSError) as error:
-            log.error("revocation list not renewed: %s", error)
+            nginx = folder / "nginx"
+            if (pid := nginx / PID_FILE).exists():
+                bound_log(nginx, int(pid.read_text()))
+        except (FedctError, OSError, ValueError) as error:
+            log.error("house not kept: %s", error)
 
 
 def main() -> None:
