@@ -8,7 +8,7 @@ and it can't show a client certificate. This module never asks for code: the onl
 made are those below.
 
 It rests on Flower's internals (`FleetHttpClient` and the serialisation of messages),
-pinned to one version; `tests/client/test_fleet_contract.py` says which.
+pinned to one version; `tests/federation/test_line.py` says which.
 
 Not covered here: what an order may ask (`client.service`), and the signature on the
 answer (`client.app`). The node key alone does not protect a body; TLS and that
@@ -128,7 +128,7 @@ class Fleet:
             )
         self._key = key
         self._node = Node()
-        self._beating = threading.Event()
+        self._left = threading.Event()
 
     def __enter__(self) -> "Fleet":
         """Use the connection."""
@@ -141,7 +141,7 @@ class Fleet:
         trace: TracebackType | None,
     ) -> None:
         """Leave the federation in order, if the hub can be reached, and hang up."""
-        self._beating.clear()
+        self._left.set()
         if self._node.node_id:
             with suppress(httpx.HTTPError, ValueError):
                 self._client.DeactivateNode(
@@ -173,7 +173,6 @@ class Fleet:
         node_id = int(self._call(self._client.ActivateNode, request).node_id)
         self._node = Node(node_id=node_id)
         TaskIdentity.node_id = node_id
-        self._beating.set()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return node_id
 
@@ -246,7 +245,7 @@ class Fleet:
                     self._tell(f"an answer has to be sent again ({error})")
 
     def _beat(self) -> None:
-        while self._beating.is_set() and not self._stop.wait(HEARTBEAT_S * 0.7):
+        while not self._left.wait(HEARTBEAT_S * 0.7):
             request = SendNodeHeartbeatRequest(
                 node=self._node, heartbeat_interval=HEARTBEAT_S
             )

@@ -29,6 +29,11 @@ _SMALL = datetime.timedelta(seconds=2)
 """The header has whole seconds; a smaller difference is no difference."""
 
 
+def machine_time() -> datetime.datetime:
+    """This machine's own clock, UTC."""
+    return datetime.datetime.now(datetime.UTC)
+
+
 class HubClock:
     """How far the hub's clock is from ours."""
 
@@ -38,7 +43,7 @@ class HubClock:
 
     def now(self) -> datetime.datetime:
         """The hub's time, UTC."""
-        return datetime.datetime.now(datetime.UTC) + self._offset
+        return machine_time() + self._offset
 
     def heard(self, headers: Mapping[str, str]) -> bool:
         """Take the time from an answer's headers; whether it was news."""
@@ -46,7 +51,7 @@ class HubClock:
             theirs = parsedate_to_datetime(headers.get("date", ""))
         except ValueError:
             return False
-        offset = theirs - datetime.datetime.now(datetime.UTC)
+        offset = theirs - machine_time()
         if abs(offset - self._offset) <= _SMALL:
             return False
         self._offset = offset

@@ -68,8 +68,8 @@ def hub_status(folder: Path) -> HubStatus:
     settings = read_hub_file(folder)
     running = is_running(folder)
     now = datetime.datetime.now(datetime.UTC)
-    line = SuperLinkLine(superlink_of(folder))
-    nodes = line.nodes() if running and line.is_up() else {}
+    with SuperLinkLine(superlink_of(folder)) as line:
+        nodes = line.nodes() if running and line.is_up() else {}
     sites = [
         SiteRow(
             name=name,

@@ -6,7 +6,7 @@ channel: when the loop's process or the SuperLink dies, a new channel is opened 
 journal says where to go on. So nothing that Flower forgets is missed.
 
 It rests on Flower's internals (Control and Runtime API over HTTP), pinned to one
-version; `tests/server/test_superlink.py` says which.
+version; `tests/federation/test_line.py` says which.
 """
 
 import hashlib
@@ -115,6 +115,15 @@ class SuperLinkLine:
                 ),
             ],
         )
+
+    def __enter__(self) -> "SuperLinkLine":
+        """Use the connections."""
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        """Hang up."""
+        self._control.close()
+        self._runtime.close()
 
     def is_up(self) -> bool:
         """Whether the SuperLink answers."""
