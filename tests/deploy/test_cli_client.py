@@ -188,7 +188,7 @@ def test_check_prints_a_row_each_and_exits_51(fedct, site, monkeypatch):
     said = fedct("client", "check", site, "--format", "json")
     assert said.code == TransportError.exit_code
     rows = {row["name"]: row for row in json.loads(said.out)["rows"]}
-    assert len(rows) == 19
+    assert len(rows) == 18
     assert rows["hub's port"]["verdict"] == "FAIL"
     assert rows["own certificate"]["verdict"] == "FAIL"
     assert rows["decoders"]["verdict"] == "PASS"
