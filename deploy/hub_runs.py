@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from client.private_files import make_private_folder
+from common.durable import write_whole
 from common.errors import PlanError, RunError, UsageError
 from common.networks import check_fits
 from common.plan import Plan
@@ -23,7 +24,6 @@ from deploy.run_state import (
     read_run,
 )
 from server.app import write_arms
-from server.durable import write_durable
 from server.federation import Arm
 from server.run_files import PLAN_FILE
 
@@ -66,10 +66,10 @@ def submit(runs: Path, plan_path: Path, name: str, sites: Sequence[str]) -> Path
             f"`fedct server resume DIR {name}`, or choose another --name"
         )
     make_private_folder(folder)
-    write_durable(folder / PLAN_FILE, plan_toml(plan, with_simulation=False).encode())
+    write_whole(folder / PLAN_FILE, plan_toml(plan, with_simulation=False).encode())
     write_arms(folder, [federated_arm(folder, plan, sites)])
     request = RunRequest(sites=tuple(sorted(sites)), asked=now())
-    write_durable(folder / REQUEST_FILE, request.model_dump_json(indent=1).encode())
+    write_whole(folder / REQUEST_FILE, request.model_dump_json(indent=1).encode())
     return folder
 
 
@@ -85,7 +85,7 @@ def stop_run(folder: Path) -> None:
     """Have the runner leave a run after the round's last durable step."""
     if read_run(folder).state not in ("queued", "running"):
         raise RunError(f"run {folder.name!r} is not going on; nothing was stopped")
-    write_durable(folder / STOP_FILE, b"")
+    write_whole(folder / STOP_FILE, b"")
 
 
 def resume_run(folder: Path) -> None:
@@ -101,7 +101,7 @@ def resume_run(folder: Path) -> None:
 
 def fail_run(folder: Path, why: str) -> None:
     """Note that trying again won't help."""
-    write_durable(folder / FAILED_FILE, json.dumps({"why": why, "at": now()}).encode())
+    write_whole(folder / FAILED_FILE, json.dumps({"why": why, "at": now()}).encode())
 
 
 def note_waiting(folder: Path, waiting: Mapping[str, str]) -> None:
@@ -109,4 +109,4 @@ def note_waiting(folder: Path, waiting: Mapping[str, str]) -> None:
     text = json.dumps({"at": now(), "waiting": dict(waiting)}, indent=1)
     path = folder / WAITING_FILE
     if not path.exists() or json.loads(path.read_text())["waiting"] != dict(waiting):
-        write_durable(path, text.encode())
+        write_whole(path, text.encode())

@@ -15,9 +15,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from safetensors.numpy import save
 
+from common.durable import write_whole
 from common.plan_file import load_plan
 from server.admission import Waiting
-from server.durable import write_durable
 from server.federation import Arm, open_federation
 from server.rounds import run_arm
 from server.run_files import (
@@ -62,11 +62,9 @@ def execute(
     federation = open_federation(grid, arm, keys, tell)
     record, model = run_arm(federation, arm)
     rosters = {site: asdict(roster) for site, roster in federation.rosters.items()}
-    write_durable(arm.folder / ROSTERS_FILE, json.dumps(rosters, indent=1).encode())
-    write_durable(arm.folder / BEST_FILE, save({"model": np.ascontiguousarray(model)}))
-    write_durable(
-        arm.folder / ARM_RECORD_FILE, record.model_dump_json(indent=1).encode()
-    )
+    write_whole(arm.folder / ROSTERS_FILE, json.dumps(rosters, indent=1).encode())
+    write_whole(arm.folder / BEST_FILE, save({"model": np.ascontiguousarray(model)}))
+    write_whole(arm.folder / ARM_RECORD_FILE, record.model_dump_json(indent=1).encode())
 
 
 def write_arms(folder: Path, arms: list[Arm]) -> None:
@@ -81,7 +79,7 @@ def write_arms(folder: Path, arms: list[Arm]) -> None:
         }
         for arm in arms
     }
-    write_durable(folder / ARMS_FILE, json.dumps(rows, indent=1).encode())
+    write_whole(folder / ARMS_FILE, json.dumps(rows, indent=1).encode())
 
 
 def read_arm(folder: Path, name: str) -> Arm:

@@ -22,9 +22,9 @@ from common.certificates import (
     issue,
     issue_authority,
 )
+from common.durable import write_whole
 from common.keys import private_pem, read_ec_key
 from common.new_folder import new_folder
-from server.durable import write_durable
 from server.hub import (
     CA_CERTIFICATE,
     CA_KEY,
@@ -91,4 +91,4 @@ def certify_hub(hub: Hub, now: datetime) -> datetime:
 
 
 def _write(path: Path, content: bytes) -> None:
-    write_durable(path, content, mode=PRIVATE)
+    write_whole(path, content, mode=PRIVATE)

@@ -23,6 +23,7 @@ from common.certificates import (
     issue,
     same_fingerprint,
 )
+from common.durable import write_whole
 from common.errors import JoinError
 from common.joining import (
     Kit,
@@ -34,7 +35,6 @@ from common.joining import (
     to_bytes,
 )
 from server.asked import CheckedRequest
-from server.durable import write_durable
 from server.hub import KITS, Hub
 from server.register import Issued, Register, locked, read_register, write_register
 
@@ -118,7 +118,7 @@ def enroll(
         elif _holds(path, entry):
             return path
         kit = _kit(hub, entry, register.crl_number, now)
-        write_durable(path, to_bytes(kit), mode=0o600)
+        write_whole(path, to_bytes(kit), mode=0o600)
     return path
 
 

@@ -16,9 +16,9 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from common.durable import write_whole
 from common.errors import JoinError
 from common.joining import SiteName
-from server.durable import write_durable
 from server.hub import PRIVATE, REGISTER
 
 Status = Literal["active", "expired", "revoked"]
@@ -116,7 +116,7 @@ def read_register(folder: Path) -> Register:
 def write_register(folder: Path, register: Register) -> None:
     """Replace the register, durably and as a whole; call it under `locked`."""
     content = register.model_dump_json(indent=1).encode()
-    write_durable(folder / REGISTER, content, mode=PRIVATE)
+    write_whole(folder / REGISTER, content, mode=PRIVATE)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
 from common.certificates import BACKDATED
+from common.durable import write_whole
 from common.keys import MALFORMED
-from server.durable import write_durable
 from server.hub import CA_CRL, PRIVATE, Hub
 from server.register import (
     Issued,
@@ -114,4 +114,4 @@ def _publish(hub: Hub, register: Register, now: datetime) -> None:
             )
     crl = builder.sign(hub.key, hashes.SHA384())
     content = crl.public_bytes(serialization.Encoding.PEM)
-    write_durable(hub.folder / CA_CRL, content, mode=PRIVATE)
+    write_whole(hub.folder / CA_CRL, content, mode=PRIVATE)
