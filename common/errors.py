@@ -76,7 +76,7 @@ class ModelError(FedctError):
 
 
 class TrainingError(FedctError):
-    """Local training can't go on; the message says at which step."""
+    """Local training can't go on; the message says where and why."""
 
     exit_code = 31
 
