@@ -50,6 +50,14 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
+_LEFT_BEHIND = {
+    "demo": "what was finished is kept; the same command says how to go on",
+    "intake": "what was prepared is kept; the same command goes on",
+    "phantom": "what was written is no whole hospital; delete it",
+    "rehearse": "a rehearsal can't be gone on with; delete its folder",
+    "simulate": "what was finished is kept; the same command with --resume goes on",
+}
+"""By verb; the others do one thing, whole or not at all."""
 PlanArgument = Annotated[Path, typer.Argument(help="The plan, a TOML file.")]
 
 
@@ -237,12 +245,14 @@ def _run() -> int:
     if code == StoppedError.exit_code:  # typer turns Ctrl-C into this number
         for number in (signal.SIGINT, signal.SIGTERM):  # we are leaving already
             signal.signal(number, signal.SIG_IGN)
-        return _fail(
-            "stopped; what was finished is kept. A run goes on with `fedct simulate "
-            "PLAN --out RUN --resume`.",
-            code,
-        )
+        return _fail(f"stopped; {_left_behind(sys.argv[1:])}", code)
     return code
+
+
+def _left_behind(words: list[str]) -> str:
+    """What a stopped verb leaves, and how to go on from there."""
+    verb = next((word for word in words if not word.startswith("-")), "")
+    return _LEFT_BEHIND.get(verb, "what was finished is kept")
 
 
 def _fail(sentence: str, code: int) -> int:

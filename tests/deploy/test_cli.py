@@ -436,6 +436,17 @@ def test_a_stopped_run_says_how_to_go_on(start, plan_file, tmp_path, number, twi
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("verb", ["phantom", "rehearse"])
+def test_a_stopped_verb_promises_nothing_that_it_can_not_do(start, tmp_path, verb):
+    where = [tmp_path / "out"] if verb == "phantom" else ["--out", tmp_path / "out"]
+    running = start(verb, *where)
+    running.until("hospital north: 8" if verb == "phantom" else "phantom CT of east")
+    running.send(signal.SIGINT)
+    said = running.end()
+    refused(said, StoppedError, "stopped", "delete")
+    assert "resume" not in said.err
+
+
 def test_a_demo_that_was_stopped_says_how_to_go_on(fedct, start, tmp_path):
     out = tmp_path / "demo"
     running = start("demo", "--out", out, "--patients", 4)
