@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -61,7 +61,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.node_key import HubClock, NodeSignature
-from common.errors import JoinError, TransportError
+from common.errors import JoinError, KeyInUseError, TransportError
 
 HEARTBEAT_S = 15.0
 """The hub calls a site lost after two of these (Flower: HEARTBEAT_PATIENCE)."""
@@ -88,7 +88,9 @@ class HubAddress:
     key_file: Path
     """Its key, PEM; never leaves the site."""
     proxy: str | None = None
-    """URL of an HTTPS proxy that must be used, or unset."""
+    """URL of an HTTPS proxy that must be used; unset: the environment decides."""
+    tls_name: str | None = None
+    """The name that the hub's certificate must bear; unset: `host`."""
 
 
 class RunEndedError(JoinError):
@@ -116,16 +118,7 @@ class Fleet:
         self._tell = tell
         self._stop = stop
         self._clock = HubClock()
-        self._client = FleetHttpClient(
-            f"https://{hub.host}:{hub.port}",
-            interceptors=[NodeSignature(key, self._clock)],
-            verify=_tls(hub),
-            timeout=_TIMEOUT_S,
-        )
-        if hub.proxy is not None:
-            self._client._client = httpx.Client(
-                verify=_tls(hub), timeout=_TIMEOUT_S, proxy=hub.proxy, trust_env=False
-            )
+        self._client = fleet_client(hub, NodeSignature(key, self._clock), _TIMEOUT_S)
         self._key = key
         self._node = Node()
         self._left = threading.Event()
@@ -160,7 +153,8 @@ class Fleet:
             The node id that the hub keeps for this site's key.
 
         Raises:
-            JoinError: The hub does not know this key, or it is in use elsewhere.
+            KeyInUseError: A service with this key has the place already.
+            JoinError: The hub refuses this site.
         """
         public = NodeSignature(self._key, self._clock).public_key
         if left_over is not None:
@@ -281,9 +275,47 @@ class Fleet:
             wait_s = min(wait_s * 2, 30.0)
 
 
+def fleet_client(
+    hub: HubAddress, signature: NodeSignature, timeout_s: float
+) -> FleetHttpClient:
+    """Flower's client for the Fleet API, by the road to the hub that the site uses.
+
+    Args:
+        hub: Address and certificates.
+        signature: Added to every request.
+        timeout_s: For one request.
+    """
+    host = f"[{hub.host}]" if ":" in hub.host else hub.host
+    client = FleetHttpClient(f"https://{host}:{hub.port}", interceptors=[signature])
+    client.close()  # its road; ours has the site's certificate and the proxy
+    system = ssl.create_default_context()  # judges a proxy that speaks TLS itself
+    client._client = httpx.Client(
+        verify=_tls(hub),
+        timeout=timeout_s,
+        proxy=httpx.Proxy(hub.proxy, ssl_context=system) if hub.proxy else None,
+        trust_env=hub.proxy is None,
+    )
+    return client
+
+
+class _HubContext(ssl.SSLContext):
+    """TLS with a hub that is known by one name, wherever it is reached."""
+
+    hub_name: str
+
+    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """As ever, for the hub's name in place of the address's."""
+        return super().wrap_socket(*args, **options | {"server_hostname": self.hub_name})
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """The same inside another TLS, that of a proxy."""
+        return super().wrap_bio(*args, **options | {"server_hostname": self.hub_name})
+
+
 def _tls(hub: HubAddress) -> ssl.SSLContext:
     """TLS 1.3, the federation's CA only, the site's certificate shown."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _HubContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.hub_name = hub.tls_name or hub.host
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cafile=hub.ca_file)
     context.load_cert_chain(hub.certificate_file, hub.key_file)
@@ -295,6 +327,14 @@ def _error_of(response: httpx.Response) -> JoinError:
     if error := FlowerError.from_json(response.text):
         if error.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
             return RunEndedError("the hub ended the run before this answer came")
+        if error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+            return KeyInUseError(
+                "the hub has a service with this site's key already, expected none; "
+                "after a crash or a move the place is free within a minute and taken "
+                "by itself; if not, the key is in use in a second place: stop that "
+                "service, or, if it is not yours, have the hub revoke this site and "
+                "join anew with a new folder"
+            )
         return JoinError(
             f"the hub refused this site's request (code {error.code}: {error.message})"
         )

@@ -5,11 +5,16 @@ Flower's hub wants each request's time signed, and takes it only from 5 s behind
 not depend on wall time. So the time that is signed is the hub's, taken from the `Date`
 header of its answers (RFC 9110, 6.6.1) over the verified connection.
 
+Each process also says which one it is, by a random number. Two that speak by turns
+under one name show the hub that a key is used in two places (`deploy.twin_keys`);
+nobody else learns the number, as it travels inside TLS.
+
 Not covered here: certificates. Their validity is judged by the machine's own clock, and
 `fedct client check` says when that is off.
 """
 
 import datetime
+import secrets
 from base64 import b64encode
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -27,6 +32,10 @@ from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
 _SMALL = datetime.timedelta(seconds=2)
 """The header has whole seconds; a smaller difference is no difference."""
+
+
+SESSION_HEADER = "Fedct-Session"
+"""Logged by the hub's nginx, `deploy/nginx/hub.conf.j2`."""
 
 
 def machine_time() -> datetime.datetime:
@@ -59,7 +68,7 @@ class HubClock:
 
 
 class NodeSignature:
-    """Signs each request's time with the node key, and names Flower's version."""
+    """Signs each request's time with the node key; names process and Flower version."""
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, clock: HubClock) -> None:
         """Sign with `key` by the hub's clock."""
@@ -68,6 +77,7 @@ class NodeSignature:
         self.public_key: bytes = public_key_to_bytes(key.public_key())
         versions = RuntimeVersionMetadata.from_local_component("SuperNode")
         self._versions = dict(versions.as_metadata())
+        self._session = secrets.token_hex(8)
 
     def intercept(
         self, context: ProtobufRequestContext, call_next: ProtobufCall
@@ -80,6 +90,7 @@ class NodeSignature:
                 FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(self.public_key).decode(),
                 TIMESTAMP_HEADER: timestamp,
                 FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode(),
+                SESSION_HEADER: self._session,
                 **self._versions,
             }
         )

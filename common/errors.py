@@ -14,6 +14,7 @@
     ├── RunError                   42   a run folder can't be started or resumed
     ├── EngineError                43   the engine that carries messages failed
     ├── JoinError                  50   a certificate, request or join kit is refused
+    │   └── KeyInUseError          55   another service has the site's place at the hub
     ├── TransportError             51   the line to the hub, a proxy or nginx failed
     ├── ControlError               52   the site's own service can't be asked
     ├── PolicyError                53   the hospital's policy says no
@@ -119,6 +120,12 @@ class JoinError(FedctError):
     """Hub and site can't be joined, or a certificate, request or kit is refused."""
 
     exit_code = 50
+
+
+class KeyInUseError(JoinError):
+    """The hub has a service with this site's keys already."""
+
+    exit_code = 55
 
 
 class TransportError(FedctError):

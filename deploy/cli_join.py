@@ -159,11 +159,13 @@ def server_sites(hub: HubArgument, output_format: FormatOption = Format.TEXT) ->
     from rich.table import Table
 
     from common.certificates import grouped, instant
+    from deploy.twin_keys import read_twins
     from server.hub import read_hub_file
     from server.register import sites
 
     read_hub_file(hub)
-    rows = sites(hub, _now())
+    rows, twins = sites(hub, _now()), read_twins(hub, _now())
+    alarms = {site: twin.sentence(site) for site, twin in twins.items()}
     if output_format is Format.JSON:
         listed = [
             {
@@ -171,6 +173,7 @@ def server_sites(hub: HubArgument, output_format: FormatOption = Format.TEXT) ->
                 "status": row.status,
                 "not_after": row.not_after.isoformat(),
                 "fingerprint": row.fingerprint,
+                "alarm": alarms.get(row.name),
             }
             for row in rows
         ]
@@ -181,6 +184,8 @@ def server_sites(hub: HubArgument, output_format: FormatOption = Format.TEXT) ->
         fingerprint = grouped(row.fingerprint)
         table.add_row(row.name, row.status, instant(row.not_after), fingerprint)
     Console().print(table)
+    for alarm in alarms.values():
+        typer.echo(f"ALARM: {alarm}")
 
 
 @client_app.command("request")

@@ -10,6 +10,7 @@ from rich.table import Table
 from deploy.run_state import RUNS, RunState, list_runs
 from deploy.start import is_running
 from deploy.supervisor import read_processes
+from deploy.twin_keys import read_twins
 from server.hub import read_hub_file
 from server.register import read_register
 from server.superlink import SuperLinkLine, node_key_bytes, superlink_of
@@ -43,6 +44,8 @@ class SiteRow(BaseModel):
     """Until when that holds, ISO 8601."""
     online: bool
     """Whether its service is connected."""
+    alarm: str | None = None
+    """What is wrong with it, in a sentence: its key is in use from two places."""
 
 
 class HubStatus(BaseModel):
@@ -70,12 +73,14 @@ def hub_status(folder: Path) -> HubStatus:
     now = datetime.datetime.now(datetime.UTC)
     with SuperLinkLine(superlink_of(folder)) as line:
         nodes = line.nodes() if running and line.is_up() else {}
+    twins = read_twins(folder, now)
     sites = [
         SiteRow(
             name=name,
             certificate=entry.status(now),
             not_after=entry.not_after.isoformat(timespec="seconds"),
             online=nodes.get(node_key_bytes(entry.node_key), (0, False))[1],
+            alarm=twins[name].sentence(name) if name in twins else None,
         )
         for name, entry in read_register(folder).latest().items()
     ]
@@ -112,6 +117,9 @@ def print_hub_status(status: HubStatus) -> None:
     ):
         if rows:
             console.print(table)
+    for site in status.sites:
+        if site.alarm:
+            console.print(f"ALARM: {site.alarm}")
     for run in status.runs:
         for who, why in run.waiting.items():
             console.print(f"{run.name} waits for {who}: {why}")

@@ -24,6 +24,7 @@ from deploy.nginx_run import PID_FILE
 from deploy.run_folder import begin, finished_record, held, torch_threads
 from deploy.run_state import RUNS, is_stopped, next_run, read_request
 from deploy.traffic import bound_log
+from deploy.twin_keys import watch_keys
 from server.app import execute as run_arm_of
 from server.hub import open_hub
 from server.hub_grid import HubGrid
@@ -52,7 +53,8 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
             return
     line.close_channels()
     members = Members(folder, line)
-    for keep in (members.keep, partial(_keep_house, folder)):
+    house = partial(_keep_house, folder), partial(watch_keys, folder)
+    for keep in (members.keep, *house):
         threading.Thread(target=keep, args=(stop,), daemon=True).start()
     while not stop.is_set():
         run = next_run(folder / RUNS)

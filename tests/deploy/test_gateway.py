@@ -335,7 +335,7 @@ def test_the_log_tells_site_request_and_bytes_and_nothing_of_a_person(chain):
     row = log_of(chain.f.hub)[-1]
     assert row.keys() == {
         "time", "site", "certificate", "request", "status", "bytes_in", "bytes_out",
-        "seconds",
+        "seconds", "session",
     }  # fmt: skip
     assert row["site"] == "north"
     assert row["request"] == f"POST {ECHO}"
