@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from client.private_files import sweep, write_private
@@ -56,6 +57,7 @@ from common.joining import (
     to_bytes,
 )
 from common.keys import MALFORMED, PublicKey, read_ec_key, same_key
+from common.signing import public_from_text
 
 _RENEW = "run `fedct client renew`, let the hub enroll it and install its kit"
 
@@ -70,6 +72,8 @@ class CheckedKit:
     """The authority inside."""
     certificate: x509.Certificate
     """The site's certificate inside; the authority signed it, for a client."""
+    order_key: Ed25519PublicKey | None
+    """What verifies the hub's orders in files; the authority signed it with the kit."""
 
     @property
     def fingerprint(self) -> str:
@@ -91,6 +95,8 @@ class Membership:
     """From when the site's certificate is good."""
     not_after: datetime
     """Until when the site's certificate is good."""
+    order_key: Ed25519PublicKey | None = None
+    """Verifies the hub's orders in files; unset in a kit of an older hub."""
 
     def is_renewal_due(self, now: datetime) -> bool:
         """Whether less than a third of the certificate's life is left."""
@@ -120,7 +126,8 @@ def read_kit(content: bytes) -> CheckedKit:
             "join kit holds a certificate of another authority than its own, expected "
             "one that its hub signed; ask the hub to enroll the site again"
         )
-    return CheckedKit(kit, authority, certificate)
+    orders = None if kit.order_key is None else public_from_text(kit.order_key)
+    return CheckedKit(kit, authority, certificate, orders)
 
 
 def is_pinned(folder: Path, checked: CheckedKit) -> bool:
@@ -208,6 +215,7 @@ def read_membership(folder: Path, now: datetime) -> Membership:
         checked.fingerprint,
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
+        checked.order_key,
     )
 
 

@@ -118,6 +118,9 @@ class Kit(_Exchanged):
     """The site's certificate, PEM."""
     crl_number: Annotated[int, Field(ge=1)]
     """Number of the revocation list when the kit was written."""
+    order_key: Text | None = None
+    """Ed25519 key that verifies orders in files (`common.parcel`), 64 hexadecimal
+    digits; unset in a kit of a hub that had none yet."""
     signatures: KitSignatures
     """Over all of the above."""
 
@@ -133,12 +136,13 @@ def canonical(content: object) -> bytes:
 
 def to_bytes(model: Request | Kit) -> bytes:
     """A request or kit as a file."""
-    return canonical(model.model_dump(mode="json"))
+    return canonical(model.model_dump(mode="json", exclude_none=True))
 
 
 def signed_bytes(model: Request | Kit) -> bytes:
     """What is signed: all but the signatures."""
-    return canonical(model.model_dump(mode="json", exclude={"signatures"}))
+    said = model.model_dump(mode="json", exclude={"signatures"}, exclude_none=True)
+    return canonical(said)
 
 
 def request_fingerprint(request: Request) -> str:

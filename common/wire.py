@@ -73,8 +73,17 @@ def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
     record = RecordDict({_FACTS: ConfigRecord(_set(facts))})
     for key, arrays in ((_VECTORS, vectors), (_SUMS, sums)):
         if arrays:
-            record[key] = ArrayRecord(arrays)
+            record[key] = _group(arrays)
     return record
+
+
+def _group(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """A record of these very arrays: Flower's constructor would copy each of them, and
+    what two orders share would be hashed for each."""
+    group = ArrayRecord()
+    for name, array in arrays.items():
+        group[name] = array
+    return group
 
 
 def from_record(record: RecordDict, kind: type[T]) -> T:

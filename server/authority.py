@@ -38,6 +38,7 @@ from server.hub import (
     Hub,
     HubFile,
     hub_toml,
+    order_key,
 )
 from server.revocation import begin_register
 
@@ -66,6 +67,7 @@ def create_hub(folder: Path, settings: HubFile, now: datetime) -> Hub:
         hub = Hub(folder, settings, authority, key)
         certify_hub(hub, now)
         begin_register(hub, now)
+        order_key(folder)
         _write(folder / SECRET, secrets.token_bytes(SECRET_BYTES))
         _write(folder / HUB_FILE, hub_toml(settings).encode())
     return hub

@@ -34,8 +34,9 @@ from common.joining import (
     signed_bytes,
     to_bytes,
 )
+from common.signing import public_text
 from server.asked import CheckedRequest
-from server.hub import KITS, Hub
+from server.hub import KITS, Hub, order_key
 from server.register import Issued, Register, locked, read_register, write_register
 
 CLOCKS_AGREE = timedelta(minutes=10)
@@ -104,6 +105,7 @@ def enroll(
             f"hub got a kit file {out.name!r} that exists or has no folder, expected "
             "a new file; choose another --out"
         )
+    key = public_text(order_key(hub.folder).public_key())
     path = out or hub.folder / KITS / f"{checked.request.name}.kit.json"
     with locked(hub.folder):
         register = read_register(hub.folder)
@@ -115,9 +117,9 @@ def enroll(
             entry = _certify(hub, checked, days, now)
             issued = (*register.issued, entry)
             write_register(hub.folder, register.model_copy(update={"issued": issued}))
-        elif _holds(path, entry):
+        if again and _holds(path, entry, key):
             return path
-        kit = _kit(hub, entry, register.crl_number, now)
+        kit = _kit(hub, entry, key, register.crl_number, now)
         write_whole(path, to_bytes(kit), mode=0o600)
     return path
 
@@ -138,12 +140,13 @@ def _check_told(checked: CheckedRequest, told: str | None) -> None:
         )
 
 
-def _holds(path: Path, entry: Issued) -> bool:
-    """Whether the file is the kit of this certificate."""
+def _holds(path: Path, entry: Issued, key: str) -> bool:
+    """Whether the file is the kit of this certificate, with this order key."""
     try:
-        return parse(path.read_bytes(), Kit).certificate == entry.certificate
+        kit = parse(path.read_bytes(), Kit)
     except (OSError, JoinError):
         return False
+    return (kit.certificate, kit.order_key) == (entry.certificate, key)
 
 
 def _holder(register: Register, checked: CheckedRequest) -> Issued | None:
@@ -205,7 +208,7 @@ def _certify(hub: Hub, checked: CheckedRequest, days: int, now: datetime) -> Iss
     )
 
 
-def _kit(hub: Hub, entry: Issued, crl_number: int, now: datetime) -> Kit:
+def _kit(hub: Hub, entry: Issued, key: str, crl_number: int, now: datetime) -> Kit:
     """The kit of a certificate, signed by the authority."""
     settings = hub.settings
     unsigned = Kit(
@@ -215,6 +218,7 @@ def _kit(hub: Hub, entry: Issued, crl_number: int, now: datetime) -> Kit:
         authority=certificate_pem(hub.authority),
         certificate=entry.certificate,
         crl_number=crl_number,
+        order_key=key,
         signatures=KitSignatures(authority=""),
     )
     signature = sign(hub.key, signed_bytes(unsigned))

@@ -1,7 +1,8 @@
 """The hub's folder: where things lie in it, and `hub.toml`.
 
 hub.toml        name and ports
-ca/             the authority: key, certificate, register, revocation list
+ca/             the authority: key, certificate, register, revocation list; the key
+                that signs orders in files
 tls/            certificates of the public port and of the SuperLink on loopback
 kits/           join kits that were written
 secret          by which our processes know each other at the SuperLink
@@ -15,13 +16,15 @@ from typing import Annotated, Final
 import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from common.certificates import Issuer, check_time, host_of, read_certificate
 from common.errors import JoinError
-from common.keys import read_ec_key, same_key
+from common.keys import read_ec_key, read_signing_key, same_key
 from common.new_folder import check_finished
 from common.settings_file import read_settings
+from common.signing import make_signing_key
 
 HUB_FILE: Final = "hub.toml"
 CA_KEY: Final = Path("ca/ca.key")
@@ -32,6 +35,8 @@ HUB_KEY: Final = Path("tls/hub.key")
 HUB_CERTIFICATE: Final = Path("tls/hub.crt")
 LOOPBACK_KEY: Final = Path("tls/loopback.key")
 LOOPBACK_CERTIFICATE: Final = Path("tls/loopback.crt")
+ORDER_KEY: Final = Path("ca/orders.key")
+"""Ed25519; signs orders that go out as files."""
 KITS: Final = Path("kits")
 SECRET: Final = Path("secret")
 PRIVATE: Final = 0o600
@@ -145,3 +150,13 @@ def open_hub(folder: Path, now: datetime) -> Hub:
         )
     check_time(authority, now, "hub's authority", "make a new hub and join it anew")
     return Hub(folder, settings, authority, key)
+
+
+def order_key(folder: Path) -> Ed25519PrivateKey:
+    """The key that signs orders in files; made at first need in an older hub.
+
+    Raises:
+        JoinError: It is damaged, or others may read it.
+    """
+    path = folder / ORDER_KEY
+    return read_signing_key(path) if path.exists() else make_signing_key(path)

@@ -2,42 +2,52 @@
 
 Flower's `HttpGrid` waits for every part of a reply once its head has come, and whoever
 uploads slowly, or died half-way, keeps all others waiting. Here a reply that is not
-whole yet is set aside, and looked after at the next pull. Every call is also a place at
-which a run can be stopped.
+whole yet is set aside, and looked after at the next pull. It also holds a model several
+times over while it sends or receives one; here `common.pieces` does that. Every call is
+a place at which a run can be stopped.
 
 It rests on Flower's internals, see `server.superlink`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from flwr.app import Error, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
     PullObjectRequest,
+    PushObjectRequest,
 )
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from common.errors import StoppedError
+from common.errors import EngineError, StoppedError
+from common.pieces import MalformedError, Pieces, send
 
 
 @dataclass
 class _Coming:
-    """A reply whose head has come, and the parts of it so far."""
+    """A reply whose head has come, and its pieces so far."""
 
     head: Message
     tree: ObjectTree
-    parts: dict[str, bytes] = field(default_factory=dict)
+    pieces: Pieces
+
+
+class _GivenUpError(Exception):
+    """The SuperLink has no such object any more."""
 
 
 class HubGrid(Grid):
@@ -99,20 +109,37 @@ class HubGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Send orders out; an empty id for a node that the SuperLink doesn't know."""
         self._leave_if_stopped()
-        return self._channel.push_messages(list(messages))
+        whole = list(messages)
+        with no_object_id_recompute():
+            for message in whole:
+                message.metadata.__dict__["_message_id"] = message.object_id
+            heads = [message_to_proto(remove_content_from_message(m)) for m in whole]
+            answer = self._channel._runtime_client.PushMessages(
+                PushAppMessagesRequest(
+                    messages_list=heads,
+                    message_object_trees=[get_object_tree(m) for m in whole],
+                )
+            )
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Take the replies that are whole; returns at once."""
+            def push(object_id: str, content: bytes) -> None:
+                self._push_object(object_id, content, answer.session_id)
+
+            send(whole, push, set(answer.objects_to_push))
+        return list(answer.message_ids)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Take the replies that are whole, one at a time; waits for none."""
         self._leave_if_stopped()
         wanted = list(message_ids)
+        for other in self._coming.keys() - wanted:  # hold no late reply's pieces
+            self._coming[other].pieces = Pieces(self._coming[other].tree)
         missing = [one for one in wanted if one not in self._coming]
         if missing:
             self._look(missing)
-        return [
-            reply
-            for one in wanted
-            if one in self._coming and (reply := self._collect(one)) is not None
-        ]
+        for one in wanted:
+            if one in self._coming and (reply := self._collect(one)) is not None:
+                yield reply
+                del reply
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -137,46 +164,65 @@ class HubGrid(Grid):
             found.messages_list, found.message_object_trees, strict=True
         ):
             head = message_from_proto(proto)
-            self._coming[head.metadata.reply_to_message_id] = _Coming(head, tree)
+            coming = _Coming(head, tree, Pieces(tree))
+            self._coming[head.metadata.reply_to_message_id] = coming
 
     def _collect(self, asked: str) -> Message | None:
-        """The reply, if its last part is there; its parts are held only until then."""
+        """The reply, if its last piece is there."""
         coming = self._coming[asked]
         client, node = self._channel._runtime_client, self._channel.node
-        run_id = coming.head.metadata.run_id
-        for part in iterate_object_tree(coming.tree):
-            if part.object_id in coming.parts:
-                continue
+        run_id, whole = coming.head.metadata.run_id, coming.tree.object_id
+
+        def pull(object_id: str) -> bytes | None:
             got = client.PullObject(
-                PullObjectRequest(node=node, run_id=run_id, object_id=part.object_id)
+                PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
             )
-            if not got.object_found:  # its upload was given up
-                del self._coming[asked]
-                return _lost(coming.head)
-            if not got.object_available:
-                return None
-            coming.parts[part.object_id] = got.object_content
+            if not got.object_found:
+                raise _GivenUpError
+            return got.object_content if got.object_available else None
+
+        try:
+            reply = coming.pieces.collect(pull)
+        except _GivenUpError:
+            del self._coming[asked]
+            why = "the upload of the reply was given up"
+            return _in_place(coming.head, ErrorCode.MESSAGE_UNAVAILABLE, why)
+        except MalformedError as error:
+            del self._coming[asked]
+            why = f"the reply can't be read ({error})"
+            return _in_place(coming.head, ErrorCode.UNKNOWN, why)
+        if reply is None:
+            return None
         del self._coming[asked]
-        whole = coming.tree.object_id
         client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=node, run_id=run_id, message_object_id=whole
             )
         )
-        reply = inflate_object_from_contents(whole, coming.parts)
-        assert isinstance(reply, Message)
         reply.metadata.__dict__["_message_id"] = whole
         return reply
+
+    def _push_object(self, object_id: str, content: bytes, session_id: str) -> None:
+        request = PushObjectRequest(
+            node=self._channel.node,
+            run_id=self._channel.run.run_id,
+            object_id=object_id,
+            object_content=content,
+            session_id=session_id,
+        )
+        if not self._channel._runtime_client.PushObject(request).stored:
+            raise EngineError(
+                "hub's SuperLink did not take an order, expected room and a session; "
+                "see superlink.log in the hub's folder"
+            )
 
     def _leave_if_stopped(self) -> None:
         if self._stopped():
             raise StoppedError("run was stopped; it goes on with `fedct server resume`")
 
 
-def _lost(head: Message) -> Message:
+def _in_place(head: Message, code: int, why: str) -> Message:
     """In place of a reply that will never be whole."""
-    head.__dict__["_error"] = Error(
-        ErrorCode.MESSAGE_UNAVAILABLE, "the upload of the reply was given up"
-    )
+    head.__dict__["_error"] = Error(code, why)
     head.__dict__["_content"] = None
     return head

@@ -77,6 +77,7 @@ def test_no_module_is_a_drawer():
 PINNED_TO_FLOWER = {
     "client/fleet.py",
     "client/node_key.py",
+    "common/pieces.py",
     "server/hub_grid.py",
     "server/superlink.py",
 }

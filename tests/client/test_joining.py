@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from client.install import install, is_pinned, read_kit, read_membership
@@ -27,8 +28,10 @@ from common.certificates import (
 from common.errors import JoinError
 from common.joining import KitSignatures, Request, parse, sign, signed_bytes, to_bytes
 from common.keys import read_ec_key
+from common.signing import public_text
 from server.asked import read_request
 from server.enrol import enroll
+from server.hub import order_key
 from tests.joining import (
     NOW,
     Asked,
@@ -240,6 +243,33 @@ def test_the_next_kit_needs_no_fingerprint_and_no_new_key(hub, asked, told):
     kit = read_kit(next_kit(hub, asked, soon))
     assert install(asked.folder, kit, None, soon).not_after == NOW + 170 * DAY
     assert content_of(asked.folder / "keys") == before
+
+
+def test_a_site_learns_the_hub_s_order_key_and_no_other_one(hub, asked, told):
+    key = order_key(hub.folder)
+    kit = let_in(hub, asked)
+    assert install(asked.folder, read_kit(kit), told, NOW).order_key == key.public_key()
+    other = public_text(Ed25519PrivateKey.generate().public_key())
+    mine = public_text(key.public_key())
+    swapped = kit.replace(mine.encode(), other.encode())
+    assert swapped != kit
+    refused_at_once(swapped, "altered")
+    (asked.folder / "tls/kit.json").write_bytes(swapped)
+    with pytest.raises(JoinError, match="altered"):
+        read_membership(asked.folder, NOW)
+
+
+def test_a_kit_of_an_older_hub_is_good_and_has_no_order_key(hub, asked, told):
+    kit = read_kit(let_in(hub, asked)).kit
+    older = signed_anew(hub, kit, order_key=None)
+    assert b"order_key" not in older
+    assert install(asked.folder, read_kit(older), told, NOW).order_key is None
+    refused_at_once(signed_anew(hub, kit, order_key="no key"), "expected 64 hex")
+
+
+def refused_at_once(content: bytes, words: str) -> None:
+    with pytest.raises(JoinError, match=words):
+        read_kit(content)
 
 
 def refused(

@@ -438,7 +438,8 @@ def test_a_stopped_run_says_how_to_go_on(start, plan_file, tmp_path, number, twi
 
 @pytest.mark.parametrize("verb", ["phantom", "rehearse"])
 def test_a_stopped_verb_promises_nothing_that_it_can_not_do(start, tmp_path, verb):
-    where = [tmp_path / "out"] if verb == "phantom" else ["--out", tmp_path / "out"]
+    out = tmp_path / "out"
+    where = [out, "--size", "small"] if verb == "phantom" else ["--out", out]
     running = start(verb, *where)
     running.until("hospital north: 8" if verb == "phantom" else "phantom CT of east")
     running.send(signal.SIGINT)

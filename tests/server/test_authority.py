@@ -26,7 +26,7 @@ from common.new_folder import MARKER, new_folder
 from server.asked import read_request
 from server.authority import certify_hub
 from server.enrol import enroll, is_known, remarks
-from server.hub import CA_CRL, HubFile, open_hub
+from server.hub import CA_CRL, ORDER_KEY, HubFile, open_hub, order_key
 from server.register import (
     node_key_of,
     read_register,
@@ -316,6 +316,23 @@ def test_the_same_request_gives_the_same_certificate_and_kit(hub, asked):
     kit.write_bytes(first[:-9])
     assert read_kit(let_in(hub, asked)).certificate == again.certificate
     assert len(read_register(hub.folder).issued) == 1
+
+
+def test_an_older_hub_gets_its_order_key_at_first_need_and_kits_are_made_anew(
+    hub, asked
+):
+    older = hub.folder / ORDER_KEY
+    older.unlink()
+    first = read_kit(let_in(hub, asked))
+    assert order_key(hub.folder).public_key() == first.order_key
+    assert stat.S_IMODE(older.stat().st_mode) == 0o600
+    older.unlink()
+    again = read_kit(let_in(hub, asked))
+    assert again.order_key == order_key(hub.folder).public_key() != first.order_key
+    assert again.certificate == first.certificate
+    older.write_bytes(b"junk")
+    with pytest.raises(JoinError, match="damaged"):
+        order_key(hub.folder)
 
 
 def test_a_renewal_needs_no_phone_and_replaces_the_kit(hub, asked):
