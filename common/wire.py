@@ -78,8 +78,10 @@ def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
 
 
 def _group(arrays: Mapping[str, Array]) -> ArrayRecord:
-    """A record of these very arrays: Flower's constructor would copy each of them, and
-    what two orders share would be hashed for each."""
+    """A record of these very arrays, not of copies as Flower's constructor makes them.
+
+    So what several orders share is hashed once.
+    """
     group = ArrayRecord()
     for name, array in arrays.items():
         group[name] = array
