@@ -12,6 +12,7 @@ site's key (`common.signing`).
 """
 
 import datetime
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -31,7 +33,7 @@ from client.rules import permitted, record
 from client.service import SiteService
 from client.site import LOG_FILE, SIGN_KEY
 from common.canonical import digest_of_answer
-from common.errors import EngineError, FedctError, StoreError
+from common.errors import EngineError, FedctError, OutOfMemoryError, StoreError
 from common.exchange import Answer, Hello, JudgeOrder, Order, Roster, TrainOrder
 from common.keys import read_signing_key
 from common.plan import Plan
@@ -42,6 +44,14 @@ ERROR_BASE = 1000
 """Flower keeps codes below for itself; ours are this plus the exit code."""
 SITES_VARIABLE = "FEDCT_SITES"
 SITE_FOLDER_KEY = "site-folder"
+
+_SHORTAGES = (
+    "can't allocate memory",  # c10/core/impl/alloc_cpu.cpp
+    "not enough memory",
+    "out of memory",  # CUDA's own
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+)
+"""How libraries below torch say it that raise no error of their own kind for it."""
 
 log = logging.getLogger("fedct.site")
 
@@ -138,12 +148,33 @@ def _work(folder: Path, order: Order) -> Answer:
         log.debug("step", extra={"site": folder.name, "done": done, "steps": steps})
 
     with permitted(folder, order, tell) as (plan, tell_all):
-        service = _service(folder, plan)
-        if isinstance(order, Hello):
-            return service.hello(order)
-        if isinstance(order, JudgeOrder):
-            return service.judge(order)
-        return service.train(order, tell_all)
+        try:
+            service = _service(folder, plan)
+            if isinstance(order, Hello):
+                return service.hello(order)
+            if isinstance(order, JudgeOrder):
+                return service.judge(order)
+            return service.train(order, tell_all)
+        except Exception as error:
+            if not _is_shortage(error):
+                raise
+            _services.pop(folder, None)  # and with it all that it holds
+            patch = "x".join(map(str, plan.training.patch))
+            raise OutOfMemoryError(
+                f"site ran out of memory with batches of {plan.training.batch_size} "
+                f"patches of {patch}, expected room for them; free some on its "
+                "machine, or choose a smaller training.batch_size or training.patch"
+            ) from error
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory ran out, on the machine or on its GPU."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return short or (
+        isinstance(error, RuntimeError) and any(t in str(error) for t in _SHORTAGES)
+    )
 
 
 def _site_folder(context: Context) -> Path:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from client.activity import Doing, work_of
+from client.attempts import attempt
 from client.desk import check_approved, plan_of, queue_plan
 from client.order_log import Kind, Served, record_order
 from client.site import PLAN_FILE
@@ -52,6 +53,7 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
 
     Raises:
         PolicyError: The plan is not approved, or the site is paused.
+        SupervisorError: The service died in this order too often.
     """
     if not is_hospital(folder):
         path = folder / PLAN_FILE
@@ -63,7 +65,10 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
     number = None if isinstance(order, Hello) else order.round
     doing = _DOING[type(order)]
     work = work_of(folder)
-    with work.order(doing, order.run, order.plan_digest, number) as tell_desk:
+    with (
+        work.order(doing, order.run, order.plan_digest, number) as tell_desk,
+        attempt(folder, doing, order.run, number),
+    ):
         check_approved(folder, order.plan_digest)
 
         def both(done: int, steps: int) -> None:

@@ -9,6 +9,7 @@
     ├── StoreError                 23   the prepared-case store is damaged or foreign
     ├── ModelError                 30   a network can't be built, or does not fit
     ├── TrainingError              31   a local training step went wrong (not finite)
+    ├── OutOfMemoryError           32   an order needs more memory than there is
     ├── ContributionError          40   one site's reply is refused
     ├── QuorumError                41   too few sites for a mean
     ├── RunError                   42   a run folder can't be started or resumed
@@ -80,6 +81,12 @@ class TrainingError(FedctError):
     """Local training can't go on; the message says where and why."""
 
     exit_code = 31
+
+
+class OutOfMemoryError(FedctError):
+    """An order needs more memory than this machine or its GPU has free."""
+
+    exit_code = 32
 
 
 class ContributionError(FedctError):

@@ -1,17 +1,21 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import client.app
 from client.app import ERROR_BASE, SITE_FOLDER_KEY, SITES_VARIABLE, app
+from client.service import SiteService
 from client.site import SIGN_KEY
 from common.errors import (
     ContributionError,
     IntakeError,
     JoinError,
+    OutOfMemoryError,
     PlanError,
     StoreError,
 )
@@ -131,6 +135,34 @@ def test_an_unexpected_failure_stays_in_the_site_s_log(
     assert log.read_text().count("Traceback") == 2
     assert log.stat().st_mode & 0o777 == 0o600
     assert secret not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        lambda: torch.empty(1 << 50),
+        lambda: np.empty(1 << 50),
+        lambda: _raise(torch.OutOfMemoryError("CUDA out of memory")),
+        lambda: _raise(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+    ],
+    ids=["torch", "numpy", "cuda", "cudnn"],
+)
+def test_an_order_that_needs_too_much_memory_is_refused_and_the_next_is_served(
+    make_site, tmp_path, monkeypatch, shortage
+):
+    site = make_site(tmp_path / "north", PLAN)
+    train = to_record(order(PLAN, 1, 0))
+    with monkeypatch.context() as patched:
+        patched.setattr(SiteService, "train", lambda *_: shortage())
+        reply = ask(site, train, "train")
+    assert reply.error.code == ERROR_BASE + OutOfMemoryError.exit_code
+    assert "batches of 2 patches of 16x16" in reply.error.reason
+    assert not client.app._services
+    assert not ask(site, train, "train").has_error()
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_a_log_that_can_t_be_written_does_not_stop_the_answer(
