@@ -6,6 +6,7 @@ that there is no moment in which others could open a private one.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 TEMPORARY = ".tmp"
@@ -20,12 +21,20 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
         content: All of it.
         mode: Of the file from its first instant, less the umask.
     """
+    write_chunks(path, (content,), mode=mode)
+
+
+def write_chunks(
+    path: Path, chunks: Iterable[bytes | memoryview], *, mode: int = 0o666
+) -> None:
+    """As `write_whole`, of content that lies in several places."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     temporary.unlink(missing_ok=True)  # of a killed process that had our number
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
-            file.write(content)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from client.private_files import FILE_MODE, make_private_folder
 from common.durable import write_whole
@@ -34,6 +32,7 @@ from server.run_files import (
     PLAN_FILE,
     STARTED_FILE,
 )
+from server.vector_file import read_vectors
 
 Baseline = Literal["pooled", "local"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
@@ -143,7 +142,7 @@ def finished_record(folder: Path) -> ArmRecord | None:
         digest = record.rounds[record.best_round - 1].model_digest
         whole = digest_of(best_model(folder)) == digest
         return record if whole and record.stopped != "void rounds" else None
-    except (OSError, ValidationError, SafetensorError, LookupError):
+    except (OSError, ValueError, LookupError):
         return None
 
 
@@ -154,7 +153,7 @@ def read_arm_record(folder: Path) -> ArmRecord:
 
 def best_model(folder: Path) -> Float32[np.ndarray, " P"]:
     """Parameters of an arm's best round."""
-    return np.array(load((folder / BEST_FILE).read_bytes())["model"])
+    return read_vectors(folder / BEST_FILE)[0]["model"]
 
 
 def _refuse(out: Path, plan: Plan, resume: bool) -> None:

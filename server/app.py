@@ -10,10 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from safetensors.numpy import save
 
 from common.durable import write_whole
 from common.plan_file import load_plan
@@ -27,6 +25,7 @@ from server.run_files import (
     PLAN_FILE,
     ROSTERS_FILE,
 )
+from server.vector_file import write_vectors
 from server.verifying import Keys
 
 RUN_FOLDER_KEY = "run-folder"
@@ -63,7 +62,7 @@ def execute(
     record, model = run_arm(federation, arm)
     rosters = {site: asdict(roster) for site, roster in federation.rosters.items()}
     write_whole(arm.folder / ROSTERS_FILE, json.dumps(rosters, indent=1).encode())
-    write_whole(arm.folder / BEST_FILE, save({"model": np.ascontiguousarray(model)}))
+    write_vectors(arm.folder / BEST_FILE, {"model": model})
     write_whole(arm.folder / ARM_RECORD_FILE, record.model_dump_json(indent=1).encode())
 
 

@@ -5,29 +5,19 @@ points at a torn one. Its name is its round; its sha256 stands in the journal an
 checked on reading. Only the last and the best are kept.
 """
 
-import hashlib
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
-
-from common.durable import write_whole
 from common.errors import RunError
 from server.server_step import ServerState
+from server.vector_file import read_vectors, write_vectors
 
 
 def write_checkpoint(folder: Path, number: int, state: ServerState) -> str:
     """Write the state after round `number`; returns the sha256 (hex) of the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t for name, t in vars(state).items() if t is not None}
-    content = save({name: np.ascontiguousarray(t) for name, t in tensors.items()})
-    with ThreadPoolExecutor(1) as beside:  # hash while the disk is busy
-        digest = beside.submit(lambda: hashlib.sha256(content).hexdigest())
-        write_whole(_path(folder, number), content)
-    return digest.result()
+    vectors = {name: v for name, v in vars(state).items() if v is not None}
+    return write_vectors(_path(folder, number), vectors)
 
 
 def read_checkpoint(folder: Path, number: int, sha256: str) -> ServerState:
@@ -37,14 +27,11 @@ def read_checkpoint(folder: Path, number: int, sha256: str) -> ServerState:
         RunError: The file is gone or is not the one that the journal recorded.
     """
     try:
-        content = _path(folder, number).read_bytes()
-    except OSError as error:
-        raise _lost(number, type(error).__name__) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise _lost(number, "another sha256")
-    try:
-        return ServerState(**load(content))
-    except (SafetensorError, TypeError) as error:  # written by another version
+        vectors, found = read_vectors(_path(folder, number))
+        if found != sha256:
+            raise _lost(number, "another sha256")
+        return ServerState(**vectors)
+    except (OSError, ValueError, TypeError) as error:  # TypeError: another version's
         raise _lost(number, type(error).__name__) from error
 
 

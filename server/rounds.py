@@ -8,6 +8,7 @@ checkpoint it names, and a resumed run walks the same path to the bit.
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from common.errors import ContributionError, QuorumError, RunError
-from common.parameters import digest_of, to_vector
+from common.parameters import Layout, digest_of, to_vector
 from common.plan import Plan
 from common.sources import PUBLIC
 from common.task import Sums, add_sums
@@ -23,7 +24,7 @@ from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.federation import Arm, Federation, first_model, judge
 from server.folding import fold_round
 from server.journal import Entry, append, entries, open_journal
-from server.record import ArmRecord, Metrics, RoundRecord
+from server.record import ArmRecord, Metrics, RoundRecord, SiteRound
 from server.server_step import ServerState, first_state, server_step
 from server.summary import best_round, mean_metrics, stop_reason
 
@@ -41,7 +42,7 @@ def run_arm(
     Raises:
         RunError: The folder holds another run, or no round could be closed.
     """
-    network, layout = first_model(arm.plan)
+    first, layout = _first(arm.plan)
     arm.folder.mkdir(parents=True, exist_ok=True)
     identity = {
         "plan": arm.plan.digest,
@@ -53,35 +54,46 @@ def run_arm(
     monitor = arm.task.monitor
     with open_journal(arm.folder / "journal.sqlite", identity) as journal:
         done = entries(journal)
-        state = _latest(done, checkpoints) or first_state(
-            to_vector(network, layout), arm.plan.federation
-        )
+        state = _latest(done, checkpoints) or first
+        del first  # a model
         rounds = arm.plan.federation.rounds
         about = {"arm": arm.name, "monitor": monitor, "rounds": rounds}
         log.info("arm", extra={**about, "done": len(done)})
         begun = len(done)
         while (reason := stop_reason(_records(done), arm.plan, monitor, begun)) is None:
-            entry, state = _one_round(federation, arm, state, done)
+            began = time.perf_counter()
+            trained, state = _train(federation, arm, state, done)
+            entry = _judged(federation, arm, state, done, trained, began)
             append(journal, entry)
             done.append(entry)
             best = _entry_of(done, best_round(_records(done), monitor))
             prune(checkpoints, {e.checkpoint for e in (entry, best) if e})
             log.info("round", extra={"arm": arm.name, "record": entry.record})
+        del state
     return _finish(federation, arm, done, reason)
 
 
-def _one_round(
+@dataclass(frozen=True)
+class _Trained:
+    """A round up to its checkpoint; holds no vector."""
+
+    outcome: Literal["closed", "void"]
+    rows: tuple[SiteRound, ...]
+    checkpoint: int
+    sha256: str
+    digest: str
+    """`digest_of` the model after the round."""
+
+
+def _train(
     federation: Federation, arm: Arm, state: ServerState, done: Sequence[Entry]
-) -> tuple[Entry, ServerState]:
-    """Train, fold, step, checkpoint, judge; the caller commits."""
-    started = time.perf_counter()
+) -> tuple[_Trained, ServerState]:
+    """Train, fold, step, checkpoint; the mean is gone when this returns."""
     number = len(done) + 1
-    since = _last_counted(done, arm)
     digest = done[-1].record.model_digest if done else digest_of(state.model)
+    since = _last_counted(done, arm)
     folded = fold_round(federation, arm, state, digest, number, since)
-    validation: dict[str, Metrics] = {}
     checkpoints = arm.folder / "checkpoints"
-    outcome: Literal["closed", "void"] = "closed"
     try:
         after = server_step(
             state, folded.mean.mean(), folded.control, arm.plan.federation
@@ -89,29 +101,45 @@ def _one_round(
     except (QuorumError, ContributionError) as error:
         extra = {"arm": arm.name, "round": number, "why": str(error)}
         log.warning("void", extra=extra)
-        outcome, after = "void", state
-    if outcome == "closed":
-        sha256, checkpoint = write_checkpoint(checkpoints, number, after), number
-        if _judges_now(number, arm.plan):
-            now = {**since, **dict.fromkeys(folded.mean.weights, number)}
-            sums = judge(
-                federation, arm, arm.validate, after.model, number, now, "validation"
-            )
-            validation = {site: arm.task.summarise(s) for site, s in sums.items()}
-    elif done:
-        sha256, checkpoint = done[-1].sha256, done[-1].checkpoint
-    else:  # the very first round is void: keep what it began with
-        sha256, checkpoint = write_checkpoint(checkpoints, 0, state), 0
+        if done:
+            last = done[-1]
+            kept, sha256 = last.checkpoint, last.sha256
+        else:  # the very first round is void: keep what it began with
+            kept, sha256 = 0, write_checkpoint(checkpoints, 0, state)
+        return _Trained("void", folded.rows, kept, sha256, digest), state
+    sha256 = write_checkpoint(checkpoints, number, after)
+    digest = digest_of(after.model)
+    return _Trained("closed", folded.rows, number, sha256, digest), after
+
+
+def _judged(
+    federation: Federation,
+    arm: Arm,
+    state: ServerState,
+    done: Sequence[Entry],
+    trained: _Trained,
+    began: float,
+) -> Entry:
+    """The round's row, after its model was judged if it is time; the caller commits."""
+    number = len(done) + 1
+    validation: dict[str, Metrics] = {}
+    if trained.outcome == "closed" and _judges_now(number, arm.plan):
+        counted = {row.site for row in trained.rows if row.outcome == "accepted"}
+        since = {**_last_counted(done, arm), **dict.fromkeys(counted, number)}
+        sums = judge(
+            federation, arm, arm.validate, state.model, number, since, "validation"
+        )
+        validation = {site: arm.task.summarise(s) for site, s in sums.items()}
     record = RoundRecord(
         number=number,
-        outcome=outcome,
-        sites=list(folded.rows),
+        outcome=trained.outcome,
+        sites=list(trained.rows),
         validation=validation,
         validation_mean=mean_metrics(validation),
-        model_digest=digest if after is state else digest_of(after.model),
-        seconds=time.perf_counter() - started,
+        model_digest=trained.digest,
+        seconds=time.perf_counter() - began,
     )
-    return Entry(checkpoint, sha256, record), after
+    return Entry(trained.checkpoint, trained.sha256, record)
 
 
 def _finish(
@@ -153,6 +181,12 @@ def _finish(
         seconds=sum(r.seconds for r in records),
     )
     return record, state.model
+
+
+def _first(plan: Plan) -> tuple[ServerState, Layout]:
+    """The state before round 1; the network itself is not kept."""
+    network, layout = first_model(plan)
+    return first_state(to_vector(network, layout), plan.federation), layout
 
 
 def _latest(done: Sequence[Entry], checkpoints: Path) -> ServerState | None:

@@ -14,6 +14,7 @@ from jaxtyping import Float32
 from common.errors import ContributionError
 from common.plan import Federation
 
+_CHUNK = 1 << 20
 _BETA2 = np.float32(0.99)
 _TAU = np.float32(1e-3)
 """FedAdam's adaptivity, as the paper recommends."""
@@ -68,7 +69,7 @@ def server_step(
     """
     with np.errstate(over="ignore", invalid="ignore"):  # checked below
         new = _step(state, mean, control_mean, federation)
-    if not np.isfinite(new.model).all():
+    if not _is_finite(new.model):
         raise ContributionError(
             "the server's step would make the model not finite, expected finite "
             "parameters; lower federation.server_learning_rate"
@@ -101,4 +102,12 @@ def _step(
         return replace(
             state, model=state.model + rate * mean, control=state.control + control_mean
         )
-    return replace(state, model=state.model + rate * mean)
+    model = rate * mean
+    model += state.model
+    return replace(state, model=model)
+
+
+def _is_finite(vector: Float32[np.ndarray, " P"]) -> bool:
+    """Whether every number is finite; looked at piece by piece, for little memory."""
+    starts = range(0, vector.size, _CHUNK)
+    return all(np.isfinite(vector[start : start + _CHUNK]).all() for start in starts)
