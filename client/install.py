@@ -45,6 +45,7 @@ from common.certificates import (
     read_certificate,
     same_fingerprint,
 )
+from common.contract import check_contract
 from common.errors import JoinError
 from common.joining import (
     Kit,
@@ -160,10 +161,12 @@ def install(
         now: This machine's clock, UTC.
 
     Raises:
+        VersionError: The hub does not speak this site's contract; nothing was changed.
         JoinError: The fingerprint differs, or it is another site's or hub's kit, or not
             valid now, or older than what is installed; nothing was changed.
     """
     settings = read_site_file(folder)
+    check_contract("hub", checked.kit.contract, checked.kit.fedct)
     _check_is_ours(folder, checked, settings)
     if not is_pinned(folder, checked) or told is not None:
         _check_told(checked, told)

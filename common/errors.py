@@ -15,7 +15,8 @@
     ├── RunError                   42   a run folder can't be started or resumed
     ├── EngineError                43   the engine that carries messages failed
     ├── JoinError                  50   a certificate, request or join kit is refused
-    │   └── KeyInUseError          55   another service has the site's place at the hub
+    │   ├── KeyInUseError          55   another service has the site's place at the hub
+    │   └── VersionError           56   hub and site don't speak one contract
     ├── TransportError             51   the line to the hub, a proxy or nginx failed
     ├── ControlError               52   the site's own service can't be asked
     ├── PolicyError                53   the hospital's policy says no
@@ -133,6 +134,12 @@ class KeyInUseError(JoinError):
     """The hub has a service with this site's keys already."""
 
     exit_code = 55
+
+
+class VersionError(JoinError):
+    """Hub and site are of FedCT versions that can't work together."""
+
+    exit_code = 56
 
 
 class TransportError(FedctError):

@@ -9,7 +9,7 @@ answer out. Orders name run, plan and round, so that a site can refuse what it d
 approve, and the site state to begin from, so that a repeated round starts where the
 first try did. Each order has a nonce of its own, which the answer's seal repeats
 (`common.signing`), so that no answer counts for another order. Answers hold numbers
-only, but for the site's name and key.
+only, but for the site's name, version and key.
 """
 
 import re
@@ -20,6 +20,8 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Float64
+
+from common.contract import CONTRACT, FEDCT
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """What the id of a run may be; sites keep their memory of it under this name."""
@@ -47,6 +49,10 @@ class Hello:
     """`Layout.digest` of the model on the server."""
     nonce: str = field(default_factory=fresh_nonce)
     """Random, and new for every order."""
+    contract: int = CONTRACT
+    """What the hub speaks."""
+    fedct: str = FEDCT
+    """The hub's FedCT version."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +73,10 @@ class Roster:
     """M: image series that intake found."""
     key: str | None = None
     """The site's verifying key (`signing.public_text`); unset until it is sealed."""
+    contract: int = CONTRACT
+    """What the site speaks."""
+    fedct: str = FEDCT
+    """The site's FedCT version."""
 
 
 @dataclass(frozen=True, eq=False)

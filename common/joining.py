@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from common.certificates import SITE_NAME
+from common.contract import CONTRACT, FEDCT, check_contract
 from common.errors import JoinError
 from common.keys import PrivateKey, PublicKey
 
@@ -49,6 +50,11 @@ class _Exchanged(BaseModel):
     """The site's name in the federation."""
     created: AwareDatetime
     """When it was written, by the writer's clock, UTC, in whole seconds."""
+    contract: int = CONTRACT
+    """What the writer speaks (`common.contract`); checked before it is acted on, not
+    whenever it is read, as a kit stays good when both sides are updated."""
+    fedct: Annotated[str, Field(max_length=64)] = FEDCT
+    """The writer's FedCT version."""
 
 
 class RequestSignatures(BaseModel):
@@ -198,6 +204,7 @@ def parse(content: bytes, kind: type[AnyExchanged]) -> AnyExchanged:
     """A request or kit that is written as one is. Its signatures are not looked at.
 
     Raises:
+        VersionError: It can't be read, as its writer speaks another contract.
         JoinError: It is something else, of another version, or was altered.
     """
     what, writer = ("request", "site") if kind is Request else ("join kit", "hub")
@@ -214,8 +221,10 @@ def parse(content: bytes, kind: type[AnyExchanged]) -> AnyExchanged:
         model = kind.model_validate(raw)
         whole = to_bytes(model) == content
     except (ValidationError, UnicodeEncodeError) as error:
+        check_contract(writer, raw.get("contract"), raw.get("fedct"))
         raise altered(what, writer) from error
     if not whole:
+        check_contract(writer, raw.get("contract"), raw.get("fedct"))
         raise altered(what, writer)
     return model
 

@@ -1,6 +1,6 @@
 """A site's signature under each of its answers (Ed25519, RFC 8032).
 
-What is signed is the answer and what it answers: protocol, kind, run, round, site,
+What is signed is the answer and what it answers: contract, kind, run, round, site,
 plan, the model the site was given, and the order's nonce, which is random and new for
 every order. So a stored answer is worth nothing a second time, an answer can't be moved
 to another round, run or site, and one altered bit anywhere breaks the signature. The
@@ -25,12 +25,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from common.canonical import digest_of_answer, items
+from common.contract import CONTRACT
 from common.errors import ContributionError, JoinError
 from common.exchange import Answer, Hello, Order
 from common.keys import private_pem, read_signing_key
 
-PROTOCOL = 1
-"""Version of what is signed; a signature of another version does not verify."""
 _PURPOSE = "fedct answer"
 """Keeps these signatures apart from all others that the same key makes."""
 
@@ -51,6 +50,8 @@ class Asked:
     """`digest_of` the model that the site was given; unset at the roll call."""
     nonce: str
     """The order's nonce."""
+    contract: int = CONTRACT
+    """What the site speaks (`common.contract`)."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,6 @@ def _statement(answer: Answer, asked: Asked) -> bytes:
     return items(
         {
             "purpose": _PURPOSE,
-            "protocol": PROTOCOL,
             "kind": type(answer).__name__,
             "content": digest_of_answer(answer),
             **vars(asked),

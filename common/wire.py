@@ -18,11 +18,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from jaxtyping import Float32
 
+from common.contract import check_contract
 from common.errors import ContributionError
-from common.exchange import (
-    Answer,
-    Order,
-)
+from common.exchange import Answer, Hello, Order, Roster
 from common.signing import Asked, Seal
 
 _VECTORS = "vectors"
@@ -30,6 +28,9 @@ _FACTS = "facts"
 _SUMS = "sums"
 _SEAL = "seal"
 _STYPE = "fedct.raw"
+_SPEAKERS: Mapping[type, str] = {Hello: "hub", Roster: "site"}
+"""Messages that open the talk, so they must be understood by an older or newer side as
+far as their contract, whatever else is in them."""
 _VECTOR_FIELDS = ("model", "delta", "control", "control_delta")
 
 T = TypeVar("T", bound=Order | Answer)
@@ -99,6 +100,7 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
         The message; its vectors are read-only views of the record's bytes.
 
     Raises:
+        VersionError: The talk is opened by another contract.
         ContributionError: Another kind, a missing or extra field, a wrong type.
     """
     found = record.get(_FACTS)
@@ -113,6 +115,8 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
         raise ContributionError(
             f"a message of another kind came, expected {kind.__name__}"
         )
+    if kind in _SPEAKERS:
+        check_contract(_SPEAKERS[kind], facts.get("contract"), facts.get("fedct"))
     values: dict[str, Any] = {}
     for field in fields(kind):
         if field.name in _VECTOR_FIELDS:

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from common.certificates import check_site_name, name_in
+from common.contract import check_contract
 from common.joining import (
     Request,
     altered,
@@ -39,9 +40,11 @@ def read_request(content: bytes) -> CheckedRequest:
     """Check a request for itself: its form and its three signatures.
 
     Raises:
+        VersionError: The site does not speak this hub's contract.
         JoinError: It is no request, of another version, or was altered.
     """
     request = parse(content, Request)
+    check_contract("site", request.contract, request.fedct)
     check_site_name(request.name)
     signed, signatures = signed_bytes(request), request.signatures
     try:

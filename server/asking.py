@@ -17,7 +17,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from common.errors import ContributionError, EngineError
+from common.errors import ContributionError, EngineError, VersionError
 from common.exchange import (
     Answer,
     Hello,
@@ -29,6 +29,7 @@ from common.exchange import (
 )
 from common.wire import from_record, payload_bytes, seal_in, to_record, to_records
 from server.presence import Presence
+from server.standing import stand
 from server.verifying import Verifier
 
 log = logging.getLogger("fedct.run")
@@ -90,27 +91,39 @@ def ask(
         node_of: Site to node id; a site without a node is not connected.
         orders: Site to order; vectors that several orders share are copied once.
         kind: The answer that is expected.
-        deadline_s: Seconds from now after which a site counts as late.
+        deadline_s: Seconds from now after which a site counts as late; sites that are
+            reached by files have longer, and as long as one of them is waited for, the
+            others' time does not run.
     """
-    reached = {site: order for site, order in orders.items() if site in node_of}
+    standing = {
+        site: stand(line.grid, node_of[site], order, deadline_s)
+        for site, order in orders.items()
+        if site in node_of
+    }
+    reached = {site: one.order for site, one in standing.items()}
+    longest_s = max((s.left_s for s in standing.values() if s.is_kept), default=0.0)
     records = to_records(reached)
     messages = [
-        _message(records[site], node_of[site], order, deadline_s)
+        _message(records[site], node_of[site], order, deadline_s + max(longest_s, 0.0))
         for site, order in reached.items()
     ]
     sizes = {site: payload_bytes(record) for site, record in records.items()}
     del records
-    until = time.monotonic() + deadline_s
+    began = waited = time.monotonic()
     came = {site: line.presence.arrival(node_of[site]) for site in reached}
     sent = dict(zip(reached, line.grid.push_messages(messages), strict=True))
     del messages
-    for site, order in orders.items():
+    for site in orders:
         if site not in node_of:
             yield Reply(site, None, "failed", "site is not connected", 0, 0)
             continue
         ids = [sent[site]] if sent[site] else []  # Flower: empty if it is unknown
-        reply = _wait(line, node_of[site], order, ids, came[site], until)
-        yield read_reply(site, order, reply, kind, sizes[site], line.verifier)
+        one = standing[site]
+        until = began + one.left_s if one.is_kept else waited + deadline_s
+        reply = _wait(line, node_of[site], one.order, ids, came[site], until)
+        if one.is_kept:
+            waited = time.monotonic()
+        yield read_reply(site, one.order, reply, kind, sizes[site], line.verifier)
         del reply
 
 
@@ -187,8 +200,9 @@ def read_reply(
         answer, seal = from_record(reply.content, kind), seal_in(reply.content)
         asked = answer.site if kind is Roster else site
         verifier.check(answer, seal, order, asked)
-    except ContributionError as error:
-        extra = {"site": site, "code": error.code, "why": str(error)}
+    except (ContributionError, VersionError) as error:
+        code = getattr(error, "code", "contract")
+        extra = {"site": site, "code": code, "why": str(error)}
         log.warning("refused", extra=extra)
         return Reply(site, None, "refused", str(error), down, up)
     return Reply(site, answer, "accepted", "", down, up)
