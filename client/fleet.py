@@ -21,10 +21,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -60,6 +58,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from client.hub_road import HubAddress, hub_client
 from client.node_key import HubClock, NodeSignature
 from common.errors import JoinError, KeyInUseError, TransportError
 
@@ -71,26 +70,6 @@ _PATIENCE_S = 600.0
 """For one message, over all tries: a line that is cut for minutes is waited for."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class HubAddress:
-    """Where the hub is, and how it is recognised."""
-
-    host: str
-    """DNS name or IP address, as in the hub's certificate."""
-    port: int
-    """TCP port, outwards only."""
-    ca_file: Path
-    """The federation's own CA; no public CA is trusted."""
-    certificate_file: Path
-    """The site's certificate, PEM."""
-    key_file: Path
-    """Its key, PEM; never leaves the site."""
-    proxy: str | None = None
-    """URL of an HTTPS proxy that must be used; unset: the environment decides."""
-    tls_name: str | None = None
-    """The name that the hub's certificate must bear; unset: `host`."""
 
 
 class RunEndedError(JoinError):
@@ -263,7 +242,7 @@ class Fleet:
                     continue  # our clock was off; the request is signed anew
                 why = f"the hub answered HTTP {error.response.status_code}"
                 if error.response.status_code not in (408, 429, 502, 503, 504):
-                    raise _error_of(error.response) from error
+                    raise error_of(error.response) from error
             except (httpx.TransportError, ssl.SSLError) as error:
                 why = f"the hub can't be reached ({_line(error)})"
             if self._stop.is_set() or time.monotonic() > until:
@@ -278,51 +257,14 @@ class Fleet:
 def fleet_client(
     hub: HubAddress, signature: NodeSignature, timeout_s: float
 ) -> FleetHttpClient:
-    """Flower's client for the Fleet API, by the road to the hub that the site uses.
-
-    Args:
-        hub: Address and certificates.
-        signature: Added to every request.
-        timeout_s: For one request.
-    """
-    host = f"[{hub.host}]" if ":" in hub.host else hub.host
-    client = FleetHttpClient(f"https://{host}:{hub.port}", interceptors=[signature])
-    client.close()  # its road; ours has the site's certificate and the proxy
-    system = ssl.create_default_context()  # judges a proxy that speaks TLS itself
-    client._client = httpx.Client(
-        verify=_tls(hub),
-        timeout=timeout_s,
-        proxy=httpx.Proxy(hub.proxy, ssl_context=system) if hub.proxy else None,
-        trust_env=hub.proxy is None,
-    )
+    """Flower's client, on our road to the hub."""
+    client = FleetHttpClient(hub.url, interceptors=[signature])
+    client.close()
+    client._client = hub_client(hub, timeout_s)
     return client
 
 
-class _HubContext(ssl.SSLContext):
-    """TLS with a hub that is known by one name, wherever it is reached."""
-
-    hub_name: str
-
-    def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
-        """As ever, for the hub's name in place of the address's."""
-        return super().wrap_socket(*args, **options | {"server_hostname": self.hub_name})
-
-    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """The same inside another TLS, that of a proxy."""
-        return super().wrap_bio(*args, **options | {"server_hostname": self.hub_name})
-
-
-def _tls(hub: HubAddress) -> ssl.SSLContext:
-    """TLS 1.3, the federation's CA only, the site's certificate shown."""
-    context = _HubContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.hub_name = hub.tls_name or hub.host
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cafile=hub.ca_file)
-    context.load_cert_chain(hub.certificate_file, hub.key_file)
-    return context
-
-
-def _error_of(response: httpx.Response) -> JoinError:
+def error_of(response: httpx.Response) -> JoinError:
     """What the hub said no with, and what to do."""
     if error := FlowerError.from_json(response.text):
         if error.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
@@ -339,12 +281,23 @@ def _error_of(response: httpx.Response) -> JoinError:
             f"the hub refused this site's request (code {error.code}: {error.message})"
         )
     if response.status_code == 400:
+        reason = response.text.strip().rpartition(":")[2]
+        known = reason.isascii() and reason.isprintable() and 0 < len(reason) < 64
         return JoinError(
-            "the hub refused this site's certificate, expected one that it signed, "
-            "that is valid today and not revoked; ask the coordinator, or renew it "
-            "with `fedct client renew`"
+            "the hub refused this site's certificate "
+            f"({reason if known else 'no reason given'}), expected one that it signed, "
+            "that is valid today and not revoked; if it expired, renew it with "
+            "`fedct client renew`, else ask the coordinator"
         )
-    return JoinError(f"the hub answered HTTP {response.status_code}")
+    if response.status_code == 401:
+        return JoinError(
+            "the hub does not take this site's node key, expected the one that it "
+            "enrolled; ask the coordinator whether this site was revoked"
+        )
+    return JoinError(
+        f"the hub answered HTTP {response.status_code}, expected 200; something "
+        "between may have answered in its place: see `fedct client check`"
+    )
 
 
 def _line(error: Exception) -> str:

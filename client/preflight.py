@@ -1,48 +1,41 @@
 """Preflight: everything that would stop a round, found before the first one.
 
 The table has a row per question, each with its own time, and no answer stops another.
+The last two are about the whole: an echo takes the road that orders and answers take,
+to the hub's register and back, and the service says whether it runs.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+import time
 from pathlib import Path
 
-from client.install import read_kit
-from client.preflight_line import HubLine
+from client import control_calls
+from client.echo import echo
+from client.hub_road import HubAddress, hub_of
 from client.preflight_machine import machine_checks
 from client.preflight_network import network_checks
 from client.preflight_row import (
     Check,
     Row,
+    failed,
     passed,
     refused,
     run_checks,
     warned,
 )
 from client.preflight_site import site_checks
-from client.site_file import (
-    AUTHORITY,
-    KIT,
-    SITE_CERTIFICATE,
-    TLS_KEY,
-    SiteFile,
-    read_site_file,
-)
-from common.errors import FedctError
-from common.joining import read_exchanged
+from client.site_file import NODE_KEY, SiteFile, read_site_file
+from common.errors import ControlError, FedctError
+from common.keys import read_ec_key
 
-ECHO_S = 30.0
-Echo = Callable[[], str]
-"""Sends something to the hub and back by the road of orders; says what came back."""
+ECHO_S = 45.0
+"""Two answers, each with its steps on the network."""
 
 
-def preflight(folder: Path, echo: Echo | None = None) -> list[Row]:
+def preflight(folder: Path) -> list[Row]:
     """Check a site.
 
     Args:
         folder: The site's folder.
-        echo: Tries the whole chain, if the service runs; raises `FedctError` where it
-            breaks.
     """
     settings: SiteFile | None = None
     try:
@@ -58,32 +51,44 @@ def preflight(folder: Path, echo: Echo | None = None) -> list[Row]:
         first = refused("settings", error)
     checks = list(site_checks(folder, settings))
     if settings is not None:
-        checks += network_checks(line_of(folder, settings))
+        hub = hub_of(folder, settings)
+        checks += network_checks(hub)
     checks += machine_checks(folder, "auto" if settings is None else settings.device)
-    checks.append(Check("echo", lambda: check_echo(echo), ECHO_S))
+    if settings is not None:
+        checks.append(Check("echo", lambda: check_echo(folder, hub), ECHO_S))
+    checks.append(Check("service", lambda: check_service(folder)))
     return [first, *run_checks(checks)]
 
 
-def line_of(folder: Path, settings: SiteFile) -> HubLine:
-    """The line to the hub, as far as the site knows it."""
-    line = HubLine(
-        host=settings.hub.host,
-        port=settings.hub.port,
-        tls_name=settings.hub.host,
-        ca_file=folder / AUTHORITY,
-        certificate_file=folder / SITE_CERTIFICATE,
-        key_file=folder / TLS_KEY,
-        proxy=settings.network.proxy,
+def check_echo(folder: Path, hub: HubAddress) -> Row:
+    """Whether the hub knows this site, asked by the road that orders take."""
+    if not hub.certificate_file.exists():
+        return failed(
+            "echo",
+            "not tried: the site has no certificate to show",
+            "install the join kit: `fedct client install`",
+        )
+    key = read_ec_key(folder / NODE_KEY)
+    began = time.monotonic()
+    echo(hub, key)
+    took_ms = 1000 * (time.monotonic() - began)
+    return passed(
+        "echo", f"the hub knows certificate and node key; answered in {took_ms:.0f} ms"
     )
+
+
+def check_service(folder: Path) -> Row:
+    """Whether the service runs and has its place at the hub."""
     try:
-        kit = read_kit(read_exchanged(folder / KIT)).kit
-    except FedctError:  # the row of the own certificate says so
-        return line
-    return replace(line, tls_name=kit.hub.tls_name)
-
-
-def check_echo(echo: Echo | None) -> Row:
-    """Whether a message goes to the hub and back by the road that orders take."""
-    if echo is None:
-        return warned("echo", "not started", "`fedct client start`, then check again")
-    return passed("echo", echo())
+        activity = control_calls.status(folder).activity
+    except control_calls.NotRunningError:
+        return warned("service", "not started", "`fedct client start`")
+    except ControlError as error:
+        return refused("service", error)
+    if activity is None or activity.doing == "starting":
+        return warned(
+            "service",
+            "started, and still on its way to the hub",
+            "wait a minute, then look into logs/service.log in the site's folder",
+        )
+    return passed("service", f"started, and {activity.doing}")

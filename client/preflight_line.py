@@ -11,38 +11,17 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from client.hub_road import HubAddress
 from common.errors import TransportError
 
 STEP_S = 5.0
 """For one step on the network."""
 _REFUSED = re.compile(r"Tunnel connection failed: (\d{3})")
-
-
-@dataclass(frozen=True)
-class HubLine:
-    """Where the hub is, how it is known, and how the site shows who it is."""
-
-    host: str
-    """DNS name or IP address."""
-    port: int
-    """TCP port, outwards."""
-    tls_name: str
-    """The name that its certificate must have."""
-    ca_file: Path
-    """Certificate of the federation's authority, PEM."""
-    certificate_file: Path
-    """The site's certificate, PEM."""
-    key_file: Path
-    """Its key, PEM."""
-    proxy: str | None = None
-    """URL of a proxy from the site's settings; unset: the environment decides."""
 
 
 class LineError(TransportError):
@@ -62,7 +41,7 @@ class HungUpError(LineError):
     """
 
 
-def proxy_of(line: HubLine) -> str | None:
+def proxy_of(line: HubAddress) -> str | None:
     """The proxy that connections to the hub go through, or none."""
     if line.proxy is not None:
         return line.proxy
@@ -99,7 +78,7 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}{port}"
 
 
-def connect(line: HubLine) -> socket.socket:
+def connect(line: HubAddress) -> socket.socket:
     """A TCP connection that ends at the hub.
 
     Raises:
@@ -114,7 +93,7 @@ def connect(line: HubLine) -> socket.socket:
         raise _no_connection(error, f"hub {line.host}:{line.port}") from error
 
 
-def _tunnel(proxy: str, line: HubLine) -> socket.socket:
+def _tunnel(proxy: str, line: HubAddress) -> socket.socket:
     parts, name = split_proxy(proxy), f"proxy {shown(proxy)}"
     if parts.scheme == "https":
         raise LineError(
@@ -141,7 +120,7 @@ def _tunnel(proxy: str, line: HubLine) -> socket.socket:
     return taken
 
 
-def _refused(name: str, code: int, line: HubLine) -> LineError:
+def _refused(name: str, code: int, line: HubAddress) -> LineError:
     hub = f"{line.host}:{line.port}"
     if code == 407:
         return LineError(
@@ -180,7 +159,7 @@ def _no_connection(error: OSError, whom: str) -> LineError:
 
 
 @contextmanager
-def spoken(line: HubLine, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
+def spoken(line: HubAddress, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
     """TLS over a new connection.
 
     Raises:
@@ -190,7 +169,7 @@ def spoken(line: HubLine, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
     with connect(line) as plain:
         plain.settimeout(STEP_S)
         try:
-            secure = context.wrap_socket(plain, server_hostname=line.tls_name)
+            secure = context.wrap_socket(plain, server_hostname=line.name)
         except ssl.SSLError:
             raise
         except OSError as error:
@@ -203,7 +182,7 @@ def spoken(line: HubLine, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
             yield secure
 
 
-def ask(line: HubLine, context: ssl.SSLContext, path: str) -> tuple[int, Message]:
+def ask(line: HubAddress, context: ssl.SSLContext, path: str) -> tuple[int, Message]:
     """The status and headers of the hub's answer to GET `path`.
 
     Raises:
@@ -212,7 +191,7 @@ def ask(line: HubLine, context: ssl.SSLContext, path: str) -> tuple[int, Message
         ssl.SSLError: TLS can't be spoken on it as the context wants.
     """
     with spoken(line, context) as secure:
-        connection = HTTPConnection(line.tls_name, line.port, timeout=STEP_S)
+        connection = HTTPConnection(line.name, line.port, timeout=STEP_S)
         connection.sock = secure
         try:
             connection.request("GET", path, headers={"Connection": "close"})
@@ -225,7 +204,7 @@ def ask(line: HubLine, context: ssl.SSLContext, path: str) -> tuple[int, Message
         return answer.status, answer.headers
 
 
-def tls(line: HubLine, *, verify: bool = True, show: bool = False) -> ssl.SSLContext:
+def tls(line: HubAddress, *, verify: bool = True, show: bool = False) -> ssl.SSLContext:
     """TLS 1.3 as the service speaks it.
 
     Args:

@@ -15,8 +15,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from cryptography import x509
 
+from client.hub_road import HubAddress
 from client.preflight_line import (
-    HubLine,
     HungUpError,
     LineError,
     ask,
@@ -39,7 +39,7 @@ _UNTRUSTED = (2, 18, 19, 20, 21)
 """OpenSSL's X509_V_ERR_*: no or an unknown issuer, self-signed."""
 
 
-def network_checks(line: HubLine) -> list[Check]:
+def network_checks(line: HubAddress) -> list[Check]:
     """Every check of the line to the hub, in the order of its layers."""
     asked = {
         "proxy": check_proxy,
@@ -56,7 +56,7 @@ def network_checks(line: HubLine) -> list[Check]:
     ]
 
 
-def check_proxy(line: HubLine) -> Row:
+def check_proxy(line: HubAddress) -> Row:
     """Whether settings and environment agree on a proxy, and spare loopback."""
     name, found = "proxy", getproxies()
     variable = found.get("https") or found.get("all")
@@ -89,7 +89,7 @@ def check_proxy(line: HubLine) -> Row:
     return passed(name, f"{shown(line.proxy)}, from client.toml")
 
 
-def check_name(line: HubLine) -> Row:
+def check_name(line: HubAddress) -> Row:
     """Whether the hub's name, or the proxy's, leads to an address."""
     name, host = "hub's name", line.host
     try:
@@ -115,7 +115,7 @@ def check_name(line: HubLine) -> Row:
     return passed(name, f"{host} ({what}) is {addresses}")
 
 
-def check_port(line: HubLine) -> Row:
+def check_port(line: HubAddress) -> Row:
     """Whether a TCP connection reaches the hub's port."""
     name, start = "hub's port", time.monotonic()
     try:
@@ -128,7 +128,7 @@ def check_port(line: HubLine) -> Row:
     return passed(name, f"{line.host}:{line.port} {way} in {took_ms:.0f} ms")
 
 
-def check_tls(line: HubLine) -> Row:
+def check_tls(line: HubAddress) -> Row:
     """Whether TLS 1.3 is spoken all the way."""
     name = "TLS 1.3"
     try:
@@ -151,7 +151,7 @@ def check_tls(line: HubLine) -> Row:
         )
 
 
-def check_hub_certificate(line: HubLine) -> Row:
+def check_hub_certificate(line: HubAddress) -> Row:
     """Whether the hub is the one whose kit was installed here."""
     name = "hub's certificate"
     try:
@@ -166,13 +166,13 @@ def check_hub_certificate(line: HubLine) -> Row:
     assert content is not None  # a verified peer has shown one
     end = x509.load_der_x509_certificate(content).not_valid_after_utc
     days = (end - datetime.now(UTC)) / timedelta(days=1)
-    found = f"of {line.tls_name}, signed by this federation, good for {days:.0f} days"
+    found = f"of {line.name}, signed by this federation, good for {days:.0f} days"
     if days < DAYS_WARN:
         return warned(name, found, "tell the coordinator to renew it")
     return passed(name, found)
 
 
-def _untrusted(name: str, line: HubLine, error: ssl.SSLCertVerificationError) -> Row:
+def _untrusted(name: str, line: HubAddress, error: ssl.SSLCertVerificationError) -> Row:
     code, said = error.verify_code, error.verify_message
     if code == 10:
         return failed(
@@ -189,7 +189,7 @@ def _untrusted(name: str, line: HubLine, error: ssl.SSLCertVerificationError) ->
     if code in (62, 64):
         return failed(
             name,
-            f"it is signed by this federation, but not for {line.tls_name}",
+            f"it is signed by this federation, but not for {line.name}",
             "check the hub's address in client.toml; ask the coordinator",
         )
     if code in _UNTRUSTED:
@@ -202,7 +202,7 @@ def _untrusted(name: str, line: HubLine, error: ssl.SSLCertVerificationError) ->
     return failed(name, f"it is refused ({said})", "ask the coordinator")
 
 
-def check_accepted(line: HubLine) -> Row:
+def check_accepted(line: HubAddress) -> Row:
     """Whether the hub takes this site's certificate."""
     name = "accepted by the hub"
     try:
@@ -225,7 +225,7 @@ def check_accepted(line: HubLine) -> Row:
     return passed(name, f"the certificate is accepted (HTTP {status})")
 
 
-def _status(line: HubLine) -> int:
+def _status(line: HubAddress) -> int:
     """What the hub answers a site that shows its certificate; 400 if it hangs up.
 
     Raises:
@@ -241,7 +241,7 @@ def _status(line: HubLine) -> int:
         raise LineError(f"TLS failed ({error.reason})", "") from error
 
 
-def check_clock(line: HubLine) -> Row:
+def check_clock(line: HubAddress) -> Row:
     """Whether this machine and the hub agree on the time."""
     name, verified = "clock", True
     try:

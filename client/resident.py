@@ -27,15 +27,10 @@ from client.app import SITE_FOLDER_KEY
 from client.app import app as client_app
 from client.control import serve_control
 from client.desk_control import DeskControl
-from client.fleet import Fleet, HubAddress, RunEndedError
+from client.fleet import Fleet, RunEndedError
+from client.hub_road import hub_of
 from client.private_files import write_private
-from client.site_file import (
-    AUTHORITY,
-    NODE_KEY,
-    SITE_CERTIFICATE,
-    TLS_KEY,
-    read_site_file,
-)
+from client.site_file import NODE_KEY, read_site_file
 from common.errors import FedctError
 from common.keys import read_ec_key
 
@@ -128,15 +123,7 @@ def open_line(folder: Path, stop: threading.Event) -> Fleet:
     Raises:
         JoinError: The folder is no site's, or lacks a key or certificate.
     """
-    settings = read_site_file(folder)
-    hub = HubAddress(
-        host=settings.hub.host,
-        port=settings.hub.port,
-        ca_file=folder / AUTHORITY,
-        certificate_file=folder / SITE_CERTIFICATE,
-        key_file=folder / TLS_KEY,
-        proxy=settings.network.proxy,
-    )
+    hub = hub_of(folder, read_site_file(folder))
     return Fleet(hub, read_ec_key(folder / NODE_KEY), log.warning, stop)
 
 

@@ -5,7 +5,6 @@ to what lies on the disk.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -181,7 +180,7 @@ def client_check(site: SiteArgument, output_format: FormatOption = Format.TEXT) 
     from common.errors import TransportError
     from deploy.site_tables import print_checks
 
-    rows = preflight(site, _echo_of(site))
+    rows = preflight(site)
     if output_format is Format.JSON:
         typer.echo(json.dumps({"rows": [vars(row) for row in rows]}, indent=1))
     else:
@@ -205,24 +204,3 @@ def _check_site(site: Path) -> None:
             "hospital's folder; give the one that `fedct client request` made, as the "
             "user who owns it"
         )
-
-
-def _echo_of(site: Path) -> Callable[[], str] | None:
-    """What the running service says of its place at the hub; none if none runs."""
-    from client import control_calls
-    from common.errors import ControlError, TransportError
-
-    try:
-        control_calls.status(site)
-    except ControlError:
-        return None
-
-    def echo() -> str:
-        activity = control_calls.status(site).activity
-        if activity is None or activity.doing == "starting":
-            raise TransportError(
-                "the service is still on its way to the hub; wait, then look at its log"
-            )
-        return f"the service has its place at the hub, and is {activity.doing}"
-
-    return echo

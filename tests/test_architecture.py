@@ -75,6 +75,7 @@ def test_no_module_is_a_drawer():
 
 
 PINNED_TO_FLOWER = {
+    "client/echo.py",
     "client/fleet.py",
     "client/node_key.py",
     "common/pieces.py",

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from client.preflight_line import HubLine
+from client.hub_road import HubAddress
 from common.certificates import Issuer, certificate_pem, issue, issue_authority
 from common.keys import private_pem
 
@@ -57,7 +57,7 @@ class Authority:
         return paths
 
 
-def line(authority: Authority, port: int, **changes: object) -> HubLine:
+def line(authority: Authority, port: int, **changes: object) -> HubAddress:
     """The way to a hub on this machine."""
     certificate, key = authority.issue("north", use="client", hosts=())
     given = {
@@ -69,7 +69,7 @@ def line(authority: Authority, port: int, **changes: object) -> HubLine:
         "key_file": key,
         **changes,
     }
-    return HubLine(**given)
+    return HubAddress(**given)
 
 
 @contextlib.contextmanager

@@ -188,18 +188,19 @@ def test_check_prints_a_row_each_and_exits_51(fedct, site, monkeypatch):
     said = fedct("client", "check", site, "--format", "json")
     assert said.code == TransportError.exit_code
     rows = {row["name"]: row for row in json.loads(said.out)["rows"]}
-    assert len(rows) == 18
+    assert len(rows) == 19
     assert rows["hub's port"]["verdict"] == "FAIL"
     assert rows["own certificate"]["verdict"] == "FAIL"
     assert rows["decoders"]["verdict"] == "PASS"
-    assert rows["echo"]["found"] == "not started"
+    assert rows["echo"]["verdict"] == "FAIL"
+    assert rows["service"]["found"] == "not started"
     assert "would stop a round" in said.err
     with serve_control(site, DeskControl(site)):
         work_of(site).ready()
         text = fedct("client", "check", site)
     assert text.code == TransportError.exit_code
     flat = " ".join(text.out.replace("│", " ").split())
-    assert "the service has its place at the hub" in flat
+    assert "started, and idle" in flat
     assert "-> check the port, and that it is started there" in flat
 
 
