@@ -32,6 +32,8 @@ FRESH = timedelta(hours=24)
 """How long an alarm is shown after the two were last heard together."""
 _MOST_SESSIONS = 64
 """Remembered per site: a service that keeps dying makes one a minute at most."""
+_NOTHING_DONE = (400, 401)
+"""How the SuperLink answers an echo (`client.echo`), which is no service."""
 
 log = logging.getLogger("fedct.hub")
 
@@ -81,8 +83,10 @@ class Watch:
                 row = json.loads(line)
                 site, session = row["site"], row["session"]
                 began = float(row["time"]) - float(row["seconds"])
-                good = row["certificate"] == "SUCCESS" and row["request"].startswith(
-                    "POST /v1/fleet/"
+                good = (
+                    row["certificate"] == "SUCCESS"
+                    and row["request"].startswith("POST /v1/fleet/")
+                    and row["status"] not in _NOTHING_DONE
                 )
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # cut by a full disk, or of an older hub

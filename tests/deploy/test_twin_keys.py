@@ -46,9 +46,21 @@ def test_an_old_process_that_is_heard_after_a_newer_one_is_a_twin():
         [line(OLD, 10.0), line(NEW, 20.0, site="south"), line(OLD, 21.0)],
         [line(OLD, 10.0), line(NEW, 20.0, certificate="FAILED:expired"), line(OLD, 21)],
         [line(OLD, 10.0), line("", 20.0, request="GET /v1/fleet/"), line(OLD, 21.0)],
+        [line(OLD, 10.0), line(NEW, 20.0, status=400), line(OLD, 21.0)],
+        [line(OLD, 10.0), line(NEW, 20.0, status=401), line(OLD, 21.0)],
         [line(OLD, 10.0), line(NEW, 20.0)[:40], "[]", line(OLD, 21.0)],
     ],
-    ids=["restarts", "late", "clock", "two sites", "stranger", "check", "torn"],
+    ids=[
+        "restarts",
+        "late",
+        "clock",
+        "two sites",
+        "stranger",
+        "check",
+        "echo",
+        "skewed echo",
+        "torn",
+    ],
 )
 def test_what_is_no_twin(lines):
     assert not Watch().hear(lines)
