@@ -7,6 +7,8 @@ Not covered here: what an answer may hold (`common.exchange` fixes that), and li
 rounds, hours or privacy.
 """
 
+import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,12 +18,15 @@ from client.activity import Doing, work_of
 from client.attempts import attempt
 from client.desk import check_approved, plan_of, queue_plan
 from client.order_log import Kind, Served, record_order
+from client.private_files import FILE_MODE
 from client.site import PLAN_FILE
 from client.site_file import CLIENT_FILE, read_site_file
 from common.exchange import Hello, JudgeOrder, Order, TrainOrder
 from common.plan import Plan
 from common.plan_file import load_plan
 
+WORK_LOCK = "work.lock"
+"""Held by the process that works on an order."""
 Tell = Callable[[int, int], None]
 """Called with (steps done, steps of the round); may raise, to stop the work."""
 
@@ -66,6 +71,7 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
     doing = _DOING[type(order)]
     work = work_of(folder)
     with (
+        _one_at_a_time(folder),
         work.order(doing, order.run, order.plan_digest, number) as tell_desk,
         attempt(folder, doing, order.run, number),
     ):
@@ -76,6 +82,18 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
             tell(done, steps)
 
         yield plan_of(folder, order.plan_digest), both
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other process works here: the service, or an order from a file."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    descriptor = os.open(folder / WORK_LOCK, flags, FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def record(

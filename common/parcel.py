@@ -11,9 +11,9 @@ opened by the hub alone: HPKE (RFC 9180, base mode) to a key that came in the or
 Not covered here: secrecy of orders. Who finds the stick can read the model in it.
 """
 
-import zlib
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -27,12 +27,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 )
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from flwr.app import ConfigRecord, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as RecordProto
-from google.protobuf.message import DecodeError
 
 from common.canonical import items
-from common.errors import ContributionError
+from common.parcel_content import pack, unpack
 from common.parcel_file import (
     LARGEST_BYTES,
     Header,
@@ -43,8 +40,6 @@ from common.parcel_file import (
 )
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-_LEVEL = 1
-"""zlib's quickest: weights are noise, and what can be saved is saved at once."""
 _FAILURE = "failure"
 
 
@@ -70,6 +65,12 @@ class OrderParcel:
     """Flower's type of message."""
     reply_key: str
     """X25519 key to seal the answer to, 64 hexadecimal digits."""
+    run: str
+    """Id of the run."""
+    number: int
+    """Place among the orders of this run to this site, from 1."""
+    due: int
+    """Until when the hub waits, seconds since 1970, UTC."""
     content: RecordDict
     """The order as it travels on the wire too."""
 
@@ -90,13 +91,16 @@ class AnswerParcel:
 
 def write_order(path: Path, order: OrderParcel, key: Ed25519PrivateKey) -> None:
     """Write an order for one site, signed by the hub's key."""
-    content, unpacked_bytes = _packed(order.content)
+    content, unpacked_bytes = pack(order.content)
     header = Header(
         format="fedct-order",
         message_id=order.message_id,
         site=order.site,
         kind=order.kind,
         reply_key=order.reply_key,
+        run=order.run,
+        number=order.number,
+        due=order.due,
         unpacked_bytes=unpacked_bytes,
     )
     write_parcel(path, header, content, key)
@@ -106,7 +110,8 @@ def read_order(
     path: Path,
     site: str,
     hub_key: Ed25519PublicKey,
-    answered: Container[str] = (),
+    answered: Mapping[str, int],
+    now: datetime,
     *,
     largest_bytes: int = LARGEST_BYTES,
 ) -> OrderParcel:
@@ -116,32 +121,73 @@ def read_order(
         path: The file.
         site: Who reads it.
         hub_key: The hub's verifying key.
-        answered: Message ids of orders that this site answered already.
+        answered: Run to the number of its newest order that this site answered.
+        now: This machine's clock, UTC.
         largest_bytes: Of the file, and of what is packed in it.
 
     Raises:
         ContributionError: `code` says why in a word: "site" (for another one),
-            "replay" (answered already), or one of `parcel_file.open_parcel`.
+            "replay" (answered already), "older" (than one that was answered), "late"
+            (the hub waits no more), or one of `parcel_file.open_parcel`.
     """
     header, content = open_parcel(path, "fedct-order", lambda _: hub_key, largest_bytes)
     if header.site != site:
-        raise refused(path, "site", f"is for site {header.site!r}", f"one for {site!r}")
-    if header.message_id in answered:
         raise refused(
             path,
-            "replay",
-            "is an order that was answered already",
-            "a new one; bring the hub the answer that was written, or a new order here",
+            "site",
+            f"is for site {header.site!r}",
+            f"one for {site!r}",
+            f"bring it to {header.site!r}",
         )
-    if header.reply_key is None:
-        raise refused(path, "format", "has no key for the answer", "an order")
+    if None in (header.reply_key, header.run, header.number, header.due):
+        raise refused(path, "format", "lacks what an order has", "an order")
+    assert header.reply_key is not None  # for mypy; just looked at
+    assert header.run is not None
+    assert header.number is not None
+    assert header.due is not None
+    _check_is_next(path, header.number, answered.get(header.run, 0))
+    if now.timestamp() > header.due:
+        raise refused(
+            path,
+            "late",
+            f"was to be answered by {_instant(header.due)}",
+            f"one that the hub still waits for (it is {_instant(now.timestamp())})",
+            "ask the coordinator for the newest order; if the date is wrong here, set "
+            "this machine's clock",
+        )
     return OrderParcel(
         header.message_id,
         header.site,
         header.kind,
         header.reply_key,
-        _unpacked(path, content, header, largest_bytes),
+        header.run,
+        header.number,
+        header.due,
+        unpack(path, content, header, largest_bytes),
     )
+
+
+def _check_is_next(path: Path, number: int, answered: int) -> None:
+    if number == answered:
+        raise refused(
+            path,
+            "replay",
+            "is an order that was answered already",
+            "a new one",
+            "bring the hub the answer that was written; the site keeps a copy of it",
+        )
+    if number < answered:
+        raise refused(
+            path,
+            "older",
+            f"is order {number} of its run",
+            f"one after order {answered}, which was answered",
+            "ask the coordinator for the newest order",
+        )
+
+
+def _instant(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def write_answer(
@@ -159,7 +205,7 @@ def write_answer(
     if isinstance(content, Failure):
         said = ConfigRecord({"code": content.code, "reason": content.reason})
         content = RecordDict({_FAILURE: said})
-    packed, unpacked_bytes = _packed(content)
+    packed, unpacked_bytes = pack(content)
     header = Header(
         format="fedct-answer",
         message_id=answer.message_id,
@@ -201,16 +247,27 @@ def read_answer(
             "replay",
             "answers an order that is not waited for",
             "the first answer to an order of this run",
+            "leave it be",
         )
     if asked != header.site:
-        raise refused(path, "site", f"is from site {header.site!r}", f"{asked!r}")
+        raise refused(
+            path,
+            "site",
+            f"is from site {header.site!r}",
+            f"site {asked!r}, which was asked",
+            "have the site that was asked work on the order",
+        )
     try:
         packed = _SUITE.decrypt(content, reply_key, _info(header))
     except InvalidTag as error:
         raise refused(
-            path, "sealed", "is sealed to another key", "the key of the order"
+            path,
+            "sealed",
+            "is sealed to another key",
+            "the key of the order",
+            "bring it to the hub that gave the order",
         ) from error
-    record = _unpacked(path, packed, header, largest_bytes)
+    record = unpack(path, packed, header, largest_bytes)
     said = record.get(_FAILURE)
     answer: RecordDict | Failure = record
     if isinstance(said, ConfigRecord):
@@ -234,40 +291,3 @@ def _info(header: Header) -> bytes:
             "site": header.site,
         }
     )
-
-
-def _packed(record: RecordDict) -> tuple[bytes, int]:
-    """A record as compressed bytes, and how many they were before."""
-    content = recorddict_to_proto(record).SerializeToString()
-    if len(content) > LARGEST_BYTES:
-        raise ContributionError(
-            f"a parcel would hold {len(content)} bytes, expected at most "
-            f"{LARGEST_BYTES}; a model of this size needs a live line",
-            code="size",
-        )
-    return zlib.compress(content, _LEVEL), len(content)
-
-
-def _unpacked(
-    path: Path, packed: bytes | memoryview, header: Header, largest_bytes: int
-) -> RecordDict:
-    """The record; never more bytes of it than the header announced."""
-    if header.unpacked_bytes > largest_bytes:
-        raise refused(
-            path,
-            "size",
-            f"holds {header.unpacked_bytes} bytes",
-            f"at most {largest_bytes}",
-        )
-    unzip = zlib.decompressobj()
-    try:
-        content = unzip.decompress(packed, header.unpacked_bytes + 1)
-        if len(content) != header.unpacked_bytes or not unzip.eof or unzip.unused_data:
-            raise refused(
-                path, "altered", "unpacks to another size", "that of its header"
-            )
-        return recorddict_from_proto(RecordProto.FromString(content))
-    except (zlib.error, DecodeError, ValueError, TypeError, KeyError) as error:
-        raise refused(
-            path, "altered", "holds no record", "one that FedCT wrote"
-        ) from error

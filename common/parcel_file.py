@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.durable import write_whole
 from common.errors import ContributionError
+from common.exchange import RUN_ID
+from common.signing import fingerprint
 
 VERSION = 1
 """Of the format."""
@@ -39,6 +41,8 @@ _OVERHEAD_BYTES = 1 << 20
 """More than header, signature and encryption add, and than zlib adds to noise."""
 _PURPOSE = b"fedct parcel\0"
 """Keeps these signatures apart from all others that the same keys make."""
+
+_AGAIN = "copy it anew from where it was written"
 
 Format = Literal["fedct-order", "fedct-answer"]
 Kind = Literal["query", "train", "evaluate"]
@@ -63,8 +67,16 @@ class Header(BaseModel):
     """Whom an order is for, or whom an answer is from."""
     kind: Kind
     """Flower's type of message."""
+    key: Hash | None = None
+    """Fingerprint of the key that the header is signed by; names the hub."""
     reply_key: Hash | None = None
     """In an order: X25519 key to seal the answer to."""
+    run: Annotated[str, Field(pattern=f"^{RUN_ID.pattern}$")] | None = None
+    """In an order: id of its run."""
+    number: Annotated[int, Field(ge=1)] | None = None
+    """In an order: its place among the orders of this run to this site."""
+    due: Size | None = None
+    """In an order: until when the hub waits, seconds since 1970, UTC."""
     unpacked_bytes: Size
     """Of the content before compression."""
     content_bytes: Size = 0
@@ -85,7 +97,11 @@ def write_parcel(
         key: Of who writes it.
     """
     sha256 = hashlib.sha256(content).hexdigest()
-    about = {"content_bytes": len(content), "sha256": sha256}
+    about = {
+        "key": fingerprint(key.public_key()),
+        "content_bytes": len(content),
+        "sha256": sha256,
+    }
     said = header.model_copy(update=about).model_dump_json().encode()
     length = struct.pack("<I", len(said))
     signature = key.sign(_PURPOSE + said)
@@ -120,7 +136,8 @@ def open_parcel(
     Raises:
         ContributionError: `code` says why in a word: "file" (can't be read), "size",
             "format" (no parcel), "truncated", "version", "kind" (order for answer or
-            the reverse), "key" (nobody is known by this name), "signature", "altered".
+            the reverse), "key" (nobody is known by this name, or by another key),
+            "signature", "altered".
     """
     with _opened(path) as file:
         whole = file.read(largest_bytes + _OVERHEAD_BYTES + 1)
@@ -129,15 +146,19 @@ def open_parcel(
     said = _header_bytes(path, whole)
     header = _parse(path, said)
     if header.format != format_:
-        raise refused(path, "kind", f"is a {header.format}", f"a {format_}")
-    key = key_of(header.site)
-    if key is None:
         raise refused(
-            path, "key", f"is from site {header.site!r}", "an enrolled site's"
+            path,
+            "kind",
+            f"is a {header.format}",
+            f"a {format_}",
+            "orders (*.order) go to the site, answers (*.answer) to the hub",
         )
+    key = key_of(header.site)
+    _check_writer(path, header, key)
+    assert key is not None
     start = 12 + len(said) + _SIGNATURE_BYTES
     if len(whole) < start:
-        raise refused(path, "truncated", "ends in its signature", "all; copy it anew")
+        raise refused(path, "truncated", "ends in its signature", "all of it")
     try:
         key.verify(whole[12 + len(said) : start], _PURPOSE + said)
     except InvalidSignature as error:
@@ -152,11 +173,45 @@ def open_parcel(
     return header, content
 
 
-def refused(path: Path, code: str, got: str, want: str) -> ContributionError:
-    """What to say of a parcel that is not taken."""
+def refused(
+    path: Path, code: str, got: str, want: str, todo: str = _AGAIN
+) -> ContributionError:
+    """What to say of a parcel that is not taken.
+
+    Args:
+        path: The parcel.
+        code: Why, in a word.
+        got: What it is.
+        want: What it should be.
+        todo: What a person may do.
+    """
     return ContributionError(
-        f"parcel {path.name!r} {got}, expected {want}; nothing was taken from it",
+        f"parcel {path.name!r} {got}, expected {want}; nothing was taken from it: "
+        f"{todo}",
         code=code,
+    )
+
+
+def _check_writer(path: Path, header: Header, key: Ed25519PublicKey | None) -> None:
+    """Whether it says that it is from who must have written it."""
+    from_hub = header.format == "fedct-order"
+    if key is not None and header.key in (None, fingerprint(key)):
+        return
+    if not from_hub:
+        raise refused(
+            path,
+            "key",
+            f"is from site {header.site!r}, or who calls itself so",
+            "an enrolled site's, by the key it was enrolled with",
+            "see `fedct server sites`; a site with new keys has to be enrolled again",
+        )
+    raise refused(
+        path,
+        "key",
+        f"was written by the hub of key {str(header.key)[:16]}",
+        "the hub that this site has joined",
+        "give it to the site that it is for; if the hub's key is new, ask the "
+        "coordinator for a new kit (fedct client renew)",
     )
 
 
@@ -166,7 +221,7 @@ def _check_content(path: Path, header: Header, content: memoryview) -> None:
             path,
             "truncated",
             f"ends after {len(content)} of {header.content_bytes} bytes of content",
-            "all of it; copy it anew",
+            "all of it",
         )
     if len(content) > header.content_bytes:
         raise refused(path, "altered", "has bytes after its end", "none")
@@ -188,12 +243,12 @@ def _header_bytes(path: Path, whole: bytes) -> bytes:
     if whole[:8] != _MAGIC[: len(whole)] or not whole:
         raise refused(path, "format", "is no parcel", "a file that FedCT wrote")
     if len(whole) < 12:
-        raise refused(path, "truncated", "ends in its header", "all; copy it anew")
+        raise refused(path, "truncated", "ends in its header", "all of it")
     (length,) = struct.unpack_from("<I", whole, 8)
     if length > _HEADER_BYTES:
         raise refused(path, "format", "has a damaged header", "one that FedCT wrote")
     if len(whole) < 12 + length:
-        raise refused(path, "truncated", "ends in its header", "all; copy it anew")
+        raise refused(path, "truncated", "ends in its header", "all of it")
     return whole[12 : 12 + length]
 
 
@@ -206,7 +261,8 @@ def _parse(path: Path, said: bytes) -> Header:
                 path,
                 "version",
                 f"is of format version {version}",
-                f"{VERSION}; bring FedCT to one version on both sides",
+                str(VERSION),
+                "bring FedCT to one version on both sides",
             )
         return Header.model_validate(values)
     except (ValueError, AttributeError, RecursionError, ValidationError) as error:

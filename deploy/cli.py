@@ -19,7 +19,14 @@ import click
 import typer
 
 from common.errors import FedctError, StoppedError
-from deploy import cli_client, cli_data, cli_join, cli_predict, cli_server
+from deploy import (
+    cli_client,
+    cli_data,
+    cli_join,
+    cli_parcel,
+    cli_predict,
+    cli_server,
+)
 from deploy.cli_options import Format, FormatOption
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -38,8 +45,10 @@ plan_app = typer.Typer(no_args_is_help=True, help=_PLAN_HELP)
 app.add_typer(plan_app, name="plan")
 cli_join.server_app.add_typer(cli_server.run_app)
 cli_join.client_app.add_typer(cli_server.start_app)
+cli_join.server_app.add_typer(cli_parcel.hub_app)
 app.add_typer(cli_join.server_app, name="server")
 cli_join.client_app.add_typer(cli_client.control_app)
+cli_join.client_app.add_typer(cli_parcel.site_app)
 app.add_typer(cli_join.client_app, name="client")
 
 

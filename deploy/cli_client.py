@@ -1,18 +1,20 @@
 """The verbs of `fedct client` by which an engineer governs a site that has joined.
 
-All but `audit` and `check` ask the running service over its socket; `status` falls back
-to what lies on the disk.
+All but `audit` and `check` ask the running service over its socket. Where none runs, as
+at a site that gets its orders in files, they use what lies on the disk.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from deploy.cli_options import Format, FormatOption
 
 control_app = typer.Typer()
+T = TypeVar("T")
 SiteArgument = Annotated[Path, typer.Argument(help="The hospital's folder.")]
 
 
@@ -65,6 +67,7 @@ def client_approve(
     Example: `fedct client approve site 85b45201`
     """
     from client import control_calls
+    from client.desk_control import DeskControl
     from common.errors import UsageError
     from deploy.site_tables import describe, print_plan
 
@@ -72,13 +75,16 @@ def client_approve(
     if digest is None and deny:
         raise UsageError("approve --deny got no plan, expected its hash")
     if digest is not None:
-        decided = control_calls.decide(site, digest, approve=not deny)
+        decided = _asked(
+            lambda: control_calls.decide(site, digest, approve=not deny),
+            lambda: DeskControl(site).decide(digest, approve=not deny),
+        )
         if output_format is Format.JSON:
             typer.echo(decided.model_dump_json(indent=1, exclude={"toml"}))
         else:
             typer.echo(f"{decided.state} plan {decided.digest}")
         return
-    known = control_calls.plans(site)
+    known = _asked(lambda: control_calls.plans(site), DeskControl(site).plans)
     approved = [plan for plan in known if plan.state == "approved"]
     shown = [plan for plan in known if every or plan.state == "waiting"]
     described = [describe(plan, approved) for plan in shown]
@@ -111,9 +117,13 @@ def client_pause(
     Example: `fedct client pause site --reason "scanner moves" --now`
     """
     from client import control_calls
+    from client.desk_control import DeskControl
 
     _check_site(site)
-    done = control_calls.pause(site, reason, now=now)
+    done = _asked(
+        lambda: control_calls.pause(site, reason, now=now),
+        lambda: DeskControl(site).pause(reason, now=now),
+    )
     typer.echo("paused; orders are refused until `fedct client resume`")
     if now:
         cancelled = "the order at work stops at its next step"
@@ -127,9 +137,10 @@ def client_resume(site: SiteArgument) -> None:
     Example: `fedct client resume site`
     """
     from client import control_calls
+    from client.desk_control import DeskControl
 
     _check_site(site)
-    was_paused = control_calls.resume(site)
+    was_paused = _asked(lambda: control_calls.resume(site), DeskControl(site).resume)
     typer.echo("takes orders again" if was_paused else "was not paused")
 
 
@@ -191,6 +202,16 @@ def client_check(site: SiteArgument, output_format: FormatOption = Format.TEXT) 
             f"preflight found {len(bad)} of {len(rows)} rows that would stop a round "
             f"({', '.join(bad)}), expected none; do what stands beside them"
         )
+
+
+def _asked(service: Callable[[], T], disk: Callable[[], T]) -> T:
+    """What the running service answers; without one, what the disk does."""
+    from client.control_calls import NotRunningError
+
+    try:
+        return service()
+    except NotRunningError:
+        return disk()
 
 
 def _check_site(site: Path) -> None:

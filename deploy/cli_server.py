@@ -59,19 +59,30 @@ def server_run(
         str | None,
         typer.Option(help="Comma-separated. [default: every enrolled site]"),
     ] = None,
+    parcel: Annotated[
+        str | None,
+        typer.Option(
+            help="Those of the sites without a live line: files go to and fro."
+        ),
+    ] = None,
+    parcel_days: Annotated[
+        float, typer.Option(min=0.01, help="How long each file waits for its answer.")
+    ] = 14.0,
     follow: Annotated[
         bool, typer.Option(help="Show how it goes on; Ctrl-C leaves it running.")
     ] = True,
 ) -> None:
     """Ask for a run; it starts when its turn comes and enough sites are in.
 
-    Example: `fedct server run hub lung.toml --sites charite,ukb`
+    Example: `fedct server run hub lung.toml --sites charite,ukb,tum --parcel tum`
     """
     from deploy.hub_runs import submit
     from deploy.run_state import RUNS
 
     chosen = _chosen_sites(hub, sites)
-    folder = submit(hub / RUNS, plan, name or plan.stem, chosen)
+    offline = _offline_sites(chosen, parcel)
+    waits_s = parcel_days * 86400.0
+    folder = submit(hub / RUNS, plan, name or plan.stem, chosen, offline, waits_s)
     typer.echo(f"run {folder.name} asked for with {', '.join(chosen)}")
     if follow:
         _follow(folder)
@@ -180,6 +191,19 @@ def _chosen_sites(hub: Path, text: str | None) -> tuple[str, ...]:
     return named
 
 
+def _offline_sites(chosen: tuple[str, ...], text: str | None) -> tuple[str, ...]:
+    """The sites of the run that are reached by files."""
+    from common.errors import UsageError
+
+    named = tuple(sorted({part.strip() for part in (text or "").split(",")} - {""}))
+    if unknown := [name for name in named if name not in chosen]:
+        raise UsageError(
+            f"run got --parcel {', '.join(unknown)}, expected some of its sites "
+            f"({', '.join(chosen)}); add them to --sites, or enrol them"
+        )
+    return named
+
+
 def _run_folder(hub: Path, run: str) -> Path:
     from deploy.run_state import RUNS
 
@@ -213,9 +237,13 @@ def _follow(folder: Path) -> None:
 
 
 def _line(state: "RunState") -> str:
+    from deploy.run_state import parcel_line
+
     text = f"{state.name}: {state.state}, {state.rounds_done} of {state.rounds} rounds"
     for who, why in state.waiting.items():
         text += f"\n  waiting for {who}: {why}"
+    for order in state.parcels:
+        text += f"\n  waiting for {parcel_line(order)}"
     return text
 
 

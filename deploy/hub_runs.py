@@ -32,7 +32,14 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,46}")
 """With 16 digits of the plan before it, it makes a run's id (`exchange.RUN_ID`)."""
 
 
-def submit(runs: Path, plan_path: Path, name: str, sites: Sequence[str]) -> Path:
+def submit(
+    runs: Path,
+    plan_path: Path,
+    name: str,
+    sites: Sequence[str],
+    parcels: Sequence[str] = (),
+    parcel_s: float = 0.0,
+) -> Path:
     """Ask for a run; the hub's runner starts it when its turn comes.
 
     Args:
@@ -40,6 +47,8 @@ def submit(runs: Path, plan_path: Path, name: str, sites: Sequence[str]) -> Path
         plan_path: The plan; its `[simulation]` plays no part here.
         name: Name of the run.
         sites: Enrolled sites that shall take part.
+        parcels: Those of them that are reached by files alone.
+        parcel_s: How long each order in a file waits for its answer.
 
     Returns:
         The run's folder.
@@ -68,7 +77,12 @@ def submit(runs: Path, plan_path: Path, name: str, sites: Sequence[str]) -> Path
     make_private_folder(folder)
     write_whole(folder / PLAN_FILE, plan_toml(plan, with_simulation=False).encode())
     write_arms(folder, [federated_arm(folder, plan, sites)])
-    request = RunRequest(sites=tuple(sorted(sites)), asked=now())
+    request = RunRequest(
+        sites=tuple(sorted(sites)),
+        asked=now(),
+        parcels=tuple(sorted(parcels)),
+        parcel_s=parcel_s,
+    )
     write_whole(folder / REQUEST_FILE, request.model_dump_json(indent=1).encode())
     return folder
 

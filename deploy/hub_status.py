@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from deploy.run_state import RUNS, RunState, list_runs
+from deploy.run_state import RUNS, RunState, list_runs, parcel_line
 from deploy.start import is_running
 from deploy.supervisor import read_processes
 from deploy.twin_keys import read_twins
@@ -123,5 +123,7 @@ def print_hub_status(status: HubStatus) -> None:
     for run in status.runs:
         for who, why in run.waiting.items():
             console.print(f"{run.name} waits for {who}: {why}")
+        for order in run.parcels:
+            console.print(f"{run.name} waits for {parcel_line(order)}", soft_wrap=True)
         if run.why:
             console.print(f"{run.name} failed: {run.why}")

@@ -1,66 +1,125 @@
 """One order from a file, worked on at the site, and the answer as a file.
 
-The site's own app does the work, by the same rules as over a live line. An order that
-was answered is not worked on again: whoever needs the answer has the file. One that
-failed may be tried again, say when the plan has been approved.
+The site's own app does the work, by the same rules as over a live line: approval,
+pause, the log of orders, the signature. What can't be done is an error here and not an
+answer, so that the engineer may mend it and give the same order again; only who asks
+for it has the hub told.
+
+An order that was answered is not worked on again. The site keeps the newest answer of
+each run, for a memory stick may be lost.
 """
 
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from flwr.app import Message
+import torch
+from flwr.app import Message, RecordDict
 
-from client.private_files import make_private_folder
-from client.site import SIGN_KEY, read_site
-from common.durable import write_whole
-from common.errors import EngineError
+import common.errors
+from client.app import ERROR_BASE
+from client.install import read_membership
+from client.private_files import make_private_folder, write_private
+from client.site import SIGN_KEY
+from common.errors import EngineError, FedctError, JoinError
 from common.keys import read_signing_key
-from common.parcel import AnswerParcel, Failure, read_order, write_answer
+from common.parcel import (
+    AnswerParcel,
+    Failure,
+    OrderParcel,
+    read_order,
+    write_answer,
+)
 from deploy.engine import InProcessGrid
 
 PARCELS = "parcels"
-"""Folder of a site with one empty file for each order that was answered."""
+"""Folder of a site: for each run RUN.json, what was answered, and RUN.answer."""
 
 
-def work_parcel(
-    folder: Path, order_path: Path, answers: Path, hub_key: Ed25519PublicKey
-) -> Path:
+def work_parcel(folder: Path, order: Path, out: Path, *, decline: bool = False) -> str:
     """Work on an order and write the answer.
 
     Args:
         folder: The site's folder.
-        order_path: The order.
-        answers: Folder for the answer.
-        hub_key: The hub's verifying key.
+        order: The order's file.
+        out: The answer's file; replaced.
+        decline: Whether the hub is told if the site can't do it.
 
     Returns:
-        The answer's path; it may hold a failure, which the hub is to hear of too.
+        What the hub is told, in a sentence.
 
     Raises:
         ContributionError: The order is not taken; `code` says why in a word.
-        FedctError: The folder is no site's.
+        FedctError: The site can't work on it; nothing was written.
     """
-    site, key = read_site(folder).name, read_signing_key(folder / SIGN_KEY)
+    now = datetime.now(UTC)
+    site, asked = _read(folder, order, now)
+    content = _work(folder, asked)
+    said = f"{site} answers order {asked.number} of run {asked.run}"
+    if isinstance(content, Failure):
+        if not decline:
+            raise _error(content)
+        said = f"{site} declines order {asked.number} of run {asked.run}"
+    key = read_signing_key(folder / SIGN_KEY)
+    answer = AnswerParcel(asked.message_id, site, asked.kind, content)
+    kept = folder / PARCELS / f"{asked.run}.answer"
+    write_answer(kept, answer, asked.reply_key, key)
+    if not isinstance(content, Failure):
+        note = json.dumps({"number": asked.number, "at": now.isoformat()})
+        write_private(folder / PARCELS / f"{asked.run}.json", note.encode())
+    try:
+        out.write_bytes(kept.read_bytes())  # a stick may know no rename and no mode
+    except OSError as error:
+        raise EngineError(
+            f"site {site!r} could not write its answer to {out.name!r} "
+            f"({error.strerror}), expected room and rights; it is kept as "
+            f"{PARCELS}/{kept.name} in the site's folder: copy it from there"
+        ) from error
+    return said
+
+
+def _read(folder: Path, path: Path, now: datetime) -> tuple[str, OrderParcel]:
+    """The site's name, and an order that it should work on."""
+    member = read_membership(folder, now)
+    if member.settings.threads is not None:
+        torch.set_num_threads(member.settings.threads)
+    if member.order_key is None:
+        raise JoinError(
+            "site has a join kit without the key that orders in files are signed by, "
+            "expected a kit of the hub's present version; run `fedct client renew`, "
+            "let the hub enroll it and install its kit"
+        )
     make_private_folder(folder / PARCELS)
-    answered = {path.name for path in (folder / PARCELS).iterdir()}
-    order = read_order(order_path, site, hub_key, answered)
+    name = member.settings.name
+    return name, read_order(path, name, member.order_key, _answered(folder), now)
+
+
+def _answered(folder: Path) -> dict[str, int]:
+    """Run to the number of its newest order that was answered here."""
+    found = {}
+    for path in (folder / PARCELS).glob("*.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found[path.stem] = int(json.loads(path.read_text())["number"])
+    return found
+
+
+def _work(folder: Path, order: OrderParcel) -> RecordDict | Failure:
     grid = InProcessGrid([folder])
     (node,) = grid.get_node_ids()
     (reply,) = grid.send_and_receive([Message(order.content, node, order.kind)])
-    content = (
-        Failure(reply.error.code, reply.error.reason or "no reason was given")
-        if reply.has_error()
-        else reply.content
+    if not reply.has_error():
+        return reply.content
+    reason = reply.error.reason or "no reason was given"
+    return Failure(reply.error.code, reason)
+
+
+def _error(failure: Failure) -> FedctError:
+    """What the site's app said, as the error it was there."""
+    kinds = [k for k in vars(common.errors).values() if isinstance(k, type)]
+    found = {k.exit_code: k for k in kinds if issubclass(k, FedctError)}
+    kind = found.get(failure.code - ERROR_BASE, EngineError)
+    return kind(
+        f"{failure.reason} (no answer was written: mend this and give the order again, "
+        "or tell the hub with --decline)"
     )
-    answer = AnswerParcel(order.message_id, site, order.kind, content)
-    path = answers / f"{site}-{order.kind}-{order.message_id[:8]}.answer"
-    try:
-        write_answer(path, answer, order.reply_key, key)
-        if not isinstance(content, Failure):
-            write_whole(folder / PARCELS / order.message_id, b"", mode=0o600)
-    except OSError as error:
-        raise EngineError(
-            f"site {site!r} could not write its answer ({error.strerror}), expected "
-            "room and rights; mend that and give it the order once more"
-        ) from error
-    return path

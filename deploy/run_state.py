@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.errors import RunError
 from common.plan_file import load_plan
+from server.parcel_book import open_orders, order_path
 from server.run_files import ARM_RECORD_FILE, JOURNAL_FILE, PLAN_FILE, STARTED_FILE
 
 RUNS = "runs"
@@ -43,6 +44,25 @@ class RunRequest(BaseModel):
     """Who is to take part, sorted: the order in which updates are folded."""
     asked: str
     """When, ISO 8601, UTC."""
+    parcels: tuple[str, ...] = ()
+    """Those of them that are reached by files alone."""
+    parcel_s: float = 0.0
+    """How long each order in a file waits for its answer."""
+
+
+class OpenParcel(BaseModel):
+    """An order in a file that waits for its answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    site: str
+    """Who is to get it."""
+    what: str
+    """What is asked."""
+    file: str
+    """Where it lies in the hub's folder."""
+    due: str
+    """Until when an answer is waited for."""
 
 
 class RunState(BaseModel):
@@ -62,6 +82,8 @@ class RunState(BaseModel):
     """Who was asked for."""
     why: str
     """What ended a failed run; else empty."""
+    parcels: list[OpenParcel]
+    """Orders in files that wait for their answer."""
     waiting: dict[str, str]
     """Before the first round: site or node to the reason why it is not in."""
 
@@ -107,6 +129,7 @@ def read_run(folder: Path) -> RunState:
         rounds=load_plan(folder / PLAN_FILE).federation.rounds,
         sites=request.sites,
         why=json.loads(failed.read_text())["why"] if state == "failed" else "",
+        parcels=_open_parcels(folder) if state in ("running", "stopped") else [],
         waiting=_waiting(folder) if state == "running" and not rounds_done else {},
     )
 
@@ -114,6 +137,14 @@ def read_run(folder: Path) -> RunState:
 def is_stopped(folder: Path) -> bool:
     """Whether the coordinator wants this run to stop."""
     return (folder / STOP_FILE).exists()
+
+
+def parcel_line(order: OpenParcel) -> str:
+    """What a coordinator is to do about an order in a file."""
+    return (
+        f"{order.site} ({order.what}) until {order.due}: bring it {order.file}, and "
+        "what comes back to `fedct server import`"
+    )
 
 
 def _folders(runs: Path) -> list[Path]:
@@ -129,6 +160,19 @@ def _state(folder: Path) -> State:
         return "stopped"
     begun = (folder / STARTED_FILE).exists()
     return "running" if begun else "queued"
+
+
+def _open_parcels(folder: Path) -> list[OpenParcel]:
+    hub = folder.parents[1]
+    return [
+        OpenParcel(
+            site=order.site,
+            what=order.words,
+            file=str(order_path(hub, folder, order).relative_to(hub)),
+            due=order.due_text,
+        )
+        for order in open_orders(folder)
+    ]
 
 
 def _waiting(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from common.exchange import Hello, Roster, fresh_nonce
 from server.asking import Line, question, read_reply
+from server.standing import stand
 
 log = logging.getLogger("fedct.run")
 
@@ -33,6 +34,10 @@ class _Asked:
     hello: Hello
     message_id: str
     again_at: float = 0.0
+    until: float = float("inf")
+    """When an order in a file is too late, and another one has to be given."""
+    is_awaited: bool = False
+    """Whether it is the first order in a file to a site that has days to answer."""
     reason: str = "has not answered yet"
 
 
@@ -66,6 +71,10 @@ class Admission:
             if asked.again_at == 0.0:
                 self._take(node, asked)
 
+    def is_patient(self) -> bool:
+        """Whether a site that is reached by files still has time for its first word."""
+        return any(asked.is_awaited for asked in self._asked.values())
+
     def missing(self) -> dict[str, str]:
         """Expected sites that are not in; nodes that refused say why."""
         reasons = {
@@ -77,11 +86,16 @@ class Admission:
         return dict.fromkeys(absent, "is not connected, or not ready") | reasons
 
     def _ask(self, node: int, came: str) -> None:
-        hello = replace(self.hello, nonce=fresh_nonce())
-        message = question(hello, node, _HELLO_TTL_S)
+        hello, fresh = replace(self.hello, nonce=fresh_nonce()), node in self._asked
+        one = stand(self.line.grid, node, hello, _HELLO_TTL_S, fresh=fresh)
+        message = question(one.order, node, max(one.left_s, _HELLO_TTL_S))
         (message_id,) = self.line.grid.push_messages([message])
         if message_id:
-            self._asked[node] = _Asked(came, hello, message_id)
+            assert isinstance(one.order, Hello)
+            asked = self._asked[node] = _Asked(came, one.order, message_id)
+            if one.is_kept:
+                asked.until = _now() + one.left_s
+                asked.is_awaited = one.is_first
 
     def _take(self, node: int, asked: _Asked) -> None:
         for message in self.line.grid.pull_messages([asked.message_id]):
@@ -90,7 +104,7 @@ class Admission:
             )
             if reply.answer is None:
                 asked.reason = reply.reason
-                asked.again_at = _now() + _AGAIN_S
+                asked.again_at, asked.is_awaited = _now() + _AGAIN_S, False
                 log.warning("not in", extra={"node": node, "why": reply.reason})
                 return
             site = reply.answer.site
@@ -98,6 +112,9 @@ class Admission:
             del self._asked[node]
             log.info("site in", extra={"site": site})
             return
+        if _now() > asked.until:
+            asked.again_at, asked.is_awaited = _now(), False
+            asked.reason = "did not answer in time, and is asked again"
 
 
 def admit(
@@ -112,7 +129,8 @@ def admit(
     Args:
         admission: Begun or not.
         enough: The plan's quorum.
-        join_s: Seconds to wait for the rest when there are enough.
+        join_s: Seconds to wait for the rest when there are enough; for those who are
+            reached by files, as long as their first order waits.
         tell: Hears who is missing, and why, about once a second.
     """
     since: float | None = None
@@ -123,7 +141,7 @@ def admit(
             return
         if len(admission.node_of) >= enough:
             since = _now() if since is None else since
-            if _now() - since >= join_s:
+            if _now() - since >= join_s and not admission.is_patient():
                 return
         tell(missing)
         time.sleep(0.5)
