@@ -42,12 +42,10 @@ _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "NO_PROXY": "127.0.0.1,localhost,::1",
-    "no_proxy": "127.0.0.1,localhost,::1",
     "PYTHONSAFEPATH": "1",
 }
-"""For every process: no word to Flower's makers, no code from outside, and no proxy on
-the way to our own loopback ports."""
+"""For every process: no word to Flower's makers, no code from outside."""
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def start_hub(folder: Path, stop: threading.Event, tell: Tell) -> None:
@@ -71,7 +69,7 @@ def start_hub(folder: Path, stop: threading.Event, tell: Tell) -> None:
         )
         install(gateway)
         nginx = Program(
-            "nginx", command(gateway.folder), _FLOWER, reload_on=watched(gateway)
+            "nginx", command(gateway.folder), _environment(), reload_on=watched(gateway)
         )
         programs = [_superlink(folder, settings), _runner(folder), nginx]
         supervise(folder, programs, stop, tell)
@@ -91,7 +89,7 @@ def start_client(folder: Path, stop: threading.Event, tell: Tell) -> None:
         )
     argv = (sys.executable, "-m", "client.resident", str(folder.resolve()))
     with alone(folder, "site"):
-        supervise(folder, [Program("service", argv, _FLOWER)], stop, tell)
+        supervise(folder, [Program("service", argv, _environment())], stop, tell)
 
 
 @contextmanager
@@ -136,13 +134,25 @@ def _superlink(folder: Path, settings: HubFile) -> Program:
         *("--isolation", "process"),
         *("--superexec-auth-secret-file", str(folder / SECRET)),
     )
-    env = {**_FLOWER, "FLWR_HOME": str(state.resolve())}
+    env = {**_environment(), "FLWR_HOME": str(state.resolve())}
     return Program("superlink", argv, env, is_ready=lambda: _listens(port))
 
 
 def _runner(folder: Path) -> Program:
     argv = (sys.executable, "-m", "deploy.runner", str(folder.resolve()))
-    return Program("runner", argv, _FLOWER)
+    return Program("runner", argv, _environment())
+
+
+def _environment() -> dict[str, str]:
+    """What every program gets beside the supervisor's own environment.
+
+    No proxy is on the way to our own loopback ports, nor to the hosts that this
+    machine's NO_PROXY spares.
+    """
+    given = (os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
+    hosts = [host.strip() for text in given for host in text.split(",")]
+    spared = ",".join(dict.fromkeys([*filter(None, hosts), *_LOOPBACK]))
+    return {**_FLOWER, "NO_PROXY": spared, "no_proxy": spared}
 
 
 def _beside_python(name: str) -> str:

@@ -7,7 +7,8 @@ process to watch and one to signal. If the supervisor itself is killed, the kern
 its programs (PR_SET_PDEATHSIG), so that a restart never meets old ones.
 
 What runs stands in `processes.json`, for `status`; what the programs say, in
-`logs/<name>.log`.
+`logs/<name>.log`. What they keep for themselves (compiled kernels, fonts) goes to
+`cache/`, as a service's user often has no home.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +29,20 @@ from common.errors import SupervisorError
 
 PROCESSES_FILE = "processes.json"
 LOGS_FOLDER = "logs"
+CACHE_FOLDER = "cache"
+_CACHES = {
+    "XDG_CACHE_HOME": "",
+    "XDG_CONFIG_HOME": "",
+    "MPLCONFIGDIR": "matplotlib",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "CUDA_CACHE_PATH": "cuda",
+    "FLWR_HOME": "flwr",
+}
+"""Environment variable to a folder in `cache/`; by themselves these would be in the
+home, or in /tmp where all users meet."""
 _LOG_LIMIT_BYTES = 20_000_000
+_LAST_WORDS_BYTES = 1000
 _SHORTEST_S, _LONGEST_S = 1.0, 60.0
 """Pause before a program is started again; it doubles from one to the other."""
 _GOOD_AFTER_S = 60.0
@@ -86,6 +101,7 @@ def supervise(
         SupervisorError: A program does not exist.
     """
     make_private_folder(folder / LOGS_FOLDER)
+    make_private_folder(folder / CACHE_FOLDER)
     states = [_Running(program, _SHORTEST_S) for program in programs]
     try:
         while not stop.is_set():
@@ -128,6 +144,8 @@ def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
         if now - state.started > _GOOD_AFTER_S:
             state.pause_s = _SHORTEST_S
         tell(f"{name} ended with {code}; starting again in {state.pause_s:.0f} s")
+        if code and (words := _last_words(_log(folder, state.program))):
+            tell(f"{name} said at last: {words}")
         state.process, state.last_exit = None, code
         state.again_at = now + state.pause_s
         state.pause_s = min(2 * state.pause_s, _LONGEST_S)
@@ -141,7 +159,7 @@ def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
 
 
 def _start(folder: Path, program: Program) -> subprocess.Popen[bytes]:
-    log = folder / LOGS_FOLDER / f"{program.name}.log"
+    log = _log(folder, program)
     if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -152,7 +170,7 @@ def _start(folder: Path, program: Program) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
-            env={**os.environ, **program.env},
+            env={**os.environ, **_caches(folder), **program.env},
             process_group=0,  # Ctrl-C goes to the supervisor alone
             preexec_fn=_die_with_parent,  # noqa: PLW1509 - one thread only
         )
@@ -163,6 +181,25 @@ def _start(folder: Path, program: Program) -> subprocess.Popen[bytes]:
         ) from error
     finally:
         os.close(descriptor)
+
+
+def _log(folder: Path, program: Program) -> Path:
+    return folder / LOGS_FOLDER / f"{program.name}.log"
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a log, for whoever looks at the supervisor alone."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_WORDS_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Where programs keep what they could make again."""
+    cache = (folder / CACHE_FOLDER).resolve()
+    return {name: str(cache / part) for name, part in _CACHES.items()}
 
 
 def _die_with_parent() -> None:

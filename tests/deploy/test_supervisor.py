@@ -1,5 +1,6 @@
 """The supervisor keeps real processes running, and leaves none behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -129,3 +130,26 @@ def test_programs_die_with_a_supervisor_that_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     until(lambda: pid_of(tmp_path, "sleeper") is None)
+
+
+def test_what_a_program_said_at_last_is_told(running):
+    said = running(
+        Program("sad", (sys.executable, "-c", "raise SystemExit('no cake\\n')"))
+    )
+    until(lambda: "sad said at last: no cake" in said)
+
+
+def test_programs_keep_their_caches_in_the_folder_and_need_no_home(
+    running, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    look = "import json, os; print(json.dumps(dict(os.environ)), flush=True)"
+    running(Program("looker", (sys.executable, "-c", look)))
+    log = tmp_path / "logs/looker.log"
+    until(lambda: log.exists() and log.read_text().endswith("\n"))
+    seen = json.loads(log.read_text().splitlines()[0])
+    own = str(tmp_path / "cache")
+    for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "FLWR_HOME"):
+        assert seen[name].startswith(own)
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
