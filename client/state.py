@@ -5,10 +5,12 @@ from: the last one that counted. If a round is void, or the server died before i
 write the round down, the same order comes again and starts from the same state, so the
 outcome is the same to the bit.
 
-Two states are kept, the one gone on from and the one just made, in two files that are
-overwritten in turn. A file half written when the power failed belongs to a round whose
-answer never left, so nobody will ask for it, and its checksum says that it is torn.
-Overwriting costs one sync; a new file under a new name would cost two and a removal.
+Three states are kept, in files that are overwritten in turn: the one just made, the one
+gone on from, and the one before that, in case the server has lost a checkpoint and goes
+back a round (`server.rounds`). A file half written when the power failed belongs to a
+round whose answer never left, so nobody will ask for it, and its checksum says that it
+is torn. Overwriting costs one sync; a new file under a new name would cost two and a
+removal.
 """
 
 import io
@@ -25,7 +27,7 @@ from torch import Tensor
 from client.private_files import FILE_MODE, make_private_folder, sync_folder
 from common.errors import StoreError
 
-_SLOTS = ("a.state", "b.state")
+_SLOTS = ("a.state", "b.state", "c.state")
 _ROUND_BYTES, _CRC_BYTES = 8, 4
 """A file begins with its round and the CRC-32 of what follows, little endian."""
 
@@ -45,7 +47,7 @@ class SiteState:
 
 
 def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:
-    """Write the state after round `number`; of the others only round `keep`'s stays.
+    """Write the state after round `number`; round `keep`'s stays.
 
     Raises:
         StoreError: It can't be written; the state of round `keep` is as it was.
@@ -98,11 +100,17 @@ def load_state(folder: Path, number: int) -> SiteState:
 
 
 def _slot_to_overwrite(folder: Path, number: int, keep: int) -> Path:
-    """The file of this very round if it is written again; never that of `keep`."""
+    """The file of this very round if it is written again; never that of `keep`.
+
+    Else one that did not count, as nothing goes on from it; else the oldest.
+    """
     held = {folder / name: _round_of(folder / name) for name in _SLOTS}
     again = [path for path, there in held.items() if there == number]
-    free = [path for path, there in held.items() if there != keep]
-    return (again + free)[0]
+    vain = [path for path, there in held.items() if there is not None and there > keep]
+    free = [path for path, there in held.items() if there is None]
+    oldest = sorted((there, path) for path, there in held.items() if there is not None)
+    old = [path for there, path in oldest if there != keep]
+    return (again + vain + free + old)[0]
 
 
 def _read(folder: Path, number: int) -> bytes:

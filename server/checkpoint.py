@@ -2,7 +2,8 @@
 
 A file is written, synced and renamed before the journal names it, so the journal never
 points at a torn one. Its name is its round; its sha256 stands in the journal and is
-checked on reading. Only the last and the best are kept.
+checked on reading. Kept are the last, the one before it, in case the last is damaged,
+and the best.
 """
 
 from collections.abc import Collection
@@ -38,7 +39,7 @@ def read_checkpoint(folder: Path, number: int, sha256: str) -> ServerState:
 def _lost(number: int, why: str) -> RunError:
     return RunError(
         f"run lost its checkpoint of round {number} ({why}), expected the file that "
-        "the journal recorded; restore it from a backup, or start a new run"
+        "the journal recorded; put it back from a backup, or start a new run"
     )
 
 

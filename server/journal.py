@@ -94,6 +94,11 @@ def append(journal: sqlite3.Connection, entry: Entry) -> None:
     )
 
 
+def take_back(journal: sqlite3.Connection, *, keep: int) -> None:
+    """Drop the rounds after the first `keep`, whose checkpoint was lost."""
+    journal.execute("DELETE FROM round WHERE number > ?", (keep,))
+
+
 def entries(journal: sqlite3.Connection) -> list[Entry]:
     """All rounds so far, in order."""
     rows = journal.execute(

@@ -6,6 +6,7 @@ checkpoint it names, and a resumed run walks the same path to the bit.
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from common.task import Sums, add_sums
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.federation import Arm, Federation, first_model, judge
 from server.folding import fold_round
-from server.journal import Entry, append, entries, open_journal
+from server.journal import Entry, append, entries, open_journal, take_back
 from server.record import ArmRecord, Metrics, RoundRecord, SiteRound
 from server.server_step import ServerState, first_state, server_step
 from server.summary import best_round, mean_metrics, stop_reason
@@ -54,7 +55,7 @@ def run_arm(
     monitor = arm.task.monitor
     with open_journal(arm.folder / "journal.sqlite", identity) as journal:
         done = entries(journal)
-        state = _latest(done, checkpoints) or first
+        state = _whole(journal, done, checkpoints) or first
         del first  # a model
         rounds = arm.plan.federation.rounds
         about = {"arm": arm.name, "monitor": monitor, "rounds": rounds}
@@ -67,7 +68,9 @@ def run_arm(
             append(journal, entry)
             done.append(entry)
             best = _entry_of(done, best_round(_records(done), monitor))
-            prune(checkpoints, {e.checkpoint for e in (entry, best) if e})
+            before = [e for e in done if e.checkpoint != entry.checkpoint][-1:]
+            kept = (entry, *before, best)
+            prune(checkpoints, {e.checkpoint for e in kept if e is not None})
             log.info("round", extra={"arm": arm.name, "record": entry.record})
         del state
     return _finish(federation, arm, done, reason)
@@ -187,6 +190,25 @@ def _first(plan: Plan) -> tuple[ServerState, Layout]:
     """The state before round 1; the network itself is not kept."""
     network, layout = first_model(plan)
     return first_state(to_vector(network, layout), plan.federation), layout
+
+
+def _whole(
+    journal: sqlite3.Connection, done: list[Entry], checkpoints: Path
+) -> ServerState | None:
+    """The state to go on from; one round back if the last checkpoint is damaged.
+
+    The rounds that rest on it are taken back, and done again: sites still have the
+    memory that they need for that.
+    """
+    try:
+        return _latest(done, checkpoints)
+    except RunError as error:
+        sound = [entry for entry in done if entry.checkpoint != done[-1].checkpoint]
+        state = _latest(sound, checkpoints)
+        take_back(journal, keep=len(sound))
+        log.warning("%s; going back to round %d", error, len(sound))
+        done[:] = sound
+        return state
 
 
 def _latest(done: Sequence[Entry], checkpoints: Path) -> ServerState | None:

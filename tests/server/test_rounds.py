@@ -140,8 +140,8 @@ def test_early_stop_and_best_round_follow_the_validation_metric(tmp_path):
 class DiesAt(ScriptedGrid):
     """Kills the server while it waits for one site in one round."""
 
-    def __init__(self, site, number):
-        super().__init__(CASES)
+    def __init__(self, site, number, **script):
+        super().__init__(CASES, **script)
         self.death = (site, number)
 
     def _answer(self, message):
@@ -176,15 +176,51 @@ def test_resume_keeps_the_servers_own_state(tmp_path, algorithm):
     assert resumed.tobytes() == undisturbed.tobytes()
 
 
-def test_a_damaged_checkpoint_is_noticed(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, DiesAt("north", 3))
-    path = sorted((tmp_path / "checkpoints").glob("*.safetensors"))[-1]
+def damage(path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RunError, match="lost its checkpoint of round 2"):
+
+
+def test_a_damaged_checkpoint_costs_a_round_and_changes_nothing(tmp_path, caplog):
+    undisturbed, _ = run(tmp_path / "a", ScriptedGrid(CASES))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", DiesAt("north", 3))
+    damage(tmp_path / "b" / "checkpoints" / "round-000002.safetensors")
+    grid = ScriptedGrid(CASES)
+    record, _ = run(tmp_path / "b", grid)
+    assert "lost its checkpoint of round 2" in caplog.text
+    assert "going back to round 1" in caplog.text
+    assert [(o.round, o.state_round) for _, o in grid.orders[::3]] == [(2, 1), (3, 2)]
+    assert [r.model_digest for r in record.rounds] == [
+        r.model_digest for r in undisturbed.rounds
+    ]
+
+
+def test_a_damaged_checkpoint_takes_the_void_rounds_after_it_along(tmp_path):
+    void = {(site, 2): lambda update: Error(0, "no") for site in CASES}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, DiesAt("north", 3, twists=void))
+    damage(tmp_path / "checkpoints" / "round-000001.safetensors")
+    grid = ScriptedGrid(CASES)
+    record, _ = run(tmp_path, grid)
+    assert [(o.round, o.state_round) for _, o in grid.orders[::3]] == [
+        (1, 0),
+        (2, 1),
+        (3, 2),
+    ]
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+
+
+def test_two_damaged_checkpoints_are_noticed_and_nothing_is_taken_back(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, DiesAt("north", 3))
+    for path in (tmp_path / "checkpoints").iterdir():
+        damage(path)
+    with pytest.raises(RunError, match="lost its checkpoint of round 1"):
         run(tmp_path, ScriptedGrid(CASES))
+    with open_journal(tmp_path / "journal.sqlite", {}) as journal:
+        assert len(entries(journal)) == 2
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path):
@@ -204,11 +240,12 @@ def test_a_torn_journal_row_does_not_exist(tmp_path):
         assert [e.record.number for e in entries(journal)] == [1, 2, 3]
 
 
-def test_only_last_and_best_checkpoints_are_kept(tmp_path):
-    scores = {1: 0.9, 2: 0.5, 3: 0.6}
-    run(tmp_path, ScriptedGrid(CASES, scores=scores))
+def test_only_the_last_two_and_the_best_checkpoints_are_kept(tmp_path):
+    scores = {1: 0.9, 2: 0.5, 3: 0.6, 4: 0.6}
+    longer = plan(federation__rounds=4)
+    run(tmp_path, ScriptedGrid(CASES, scores=scores), longer)
     kept = sorted(p.stem for p in (tmp_path / "checkpoints").iterdir())
-    assert kept == ["round-000001", "round-000003"]
+    assert kept == ["round-000001", "round-000003", "round-000004"]
 
 
 def test_the_roll_call_sorts_sites_by_name():
