@@ -37,6 +37,9 @@ HOUSE_S = 600.0
 """How often revocation list and access log are looked after: nginx lets nobody in by an
 overdue list."""
 
+AGAIN_S = 5.0
+"""Pause before a run that failed and could not be marked so."""
+
 log = logging.getLogger("fedct.hub")
 
 
@@ -68,9 +71,25 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
         except (EngineError, httpx.HTTPError) as error:
             log.warning("run %s waits for the SuperLink: %s", run.name, error)
             stop.wait(2.0)
-        except (FedctError, OSError) as error:
-            log.error("run %s failed: %s", run.name, error)
-            fail_run(run, str(error))
+        except FedctError as error:
+            _fail(run, str(error), stop)
+        except OSError as error:
+            _fail(
+                run,
+                f"hub can't write ({error.strerror}), expected a disk with room that "
+                "it may write to; mend that, then `fedct server resume`",
+                stop,
+            )
+
+
+def _fail(run: Path, why: str, stop: threading.Event) -> None:
+    """Note why a run ended; on a disk that takes not even that, it is tried again."""
+    log.error("run %s failed: %s", run.name, why)
+    try:
+        fail_run(run, why)
+    except OSError:
+        log.error("run %s is tried again in %.0f s", run.name, AGAIN_S)
+        stop.wait(AGAIN_S)
 
 
 def execute(
