@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import torch
+from flwr.serverapp import Grid
 
 from common.errors import EngineError, FedctError, StoppedError
 from common.plan_file import load_plan
@@ -22,13 +23,21 @@ from deploy.hand_out import hand_out_run
 from deploy.hub_runs import ARM, fail_run, note_waiting
 from deploy.nginx_run import PID_FILE
 from deploy.run_folder import begin, finished_record, held, torch_threads
-from deploy.run_state import RUNS, is_stopped, next_run, read_request
-from deploy.traffic import bound_log
+from deploy.run_state import (
+    RUNS,
+    RunRequest,
+    is_stopped,
+    next_run,
+    read_request,
+)
+from deploy.traffic import Meter, bound_log
 from deploy.twin_keys import watch_keys
 from server.app import execute as run_arm_of
 from server.hub import open_hub
 from server.hub_grid import HubGrid
 from server.members import Members
+from server.parcel_book import close_book
+from server.parcel_grid import ParcelGrid, Post
 from server.revocation import refresh_crl
 from server.run_files import PLAN_FILE
 from server.superlink import SuperLinkLine, superlink_of
@@ -56,7 +65,8 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
             return
     line.close_channels()
     members = Members(folder, line)
-    house = partial(_keep_house, folder), partial(watch_keys, folder)
+    meter = Meter(folder / "nginx")
+    house = partial(_keep_house, folder, meter), partial(watch_keys, folder)
     for keep in (members.keep, *house):
         threading.Thread(target=keep, args=(stop,), daemon=True).start()
     while not stop.is_set():
@@ -65,7 +75,7 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
             stop.wait(0.5)
             continue
         try:
-            execute(run, line, members, stop)
+            execute(run, line, members, meter, stop)
         except StoppedError:
             log.info("run %s left", run.name)
         except (EngineError, httpx.HTTPError) as error:
@@ -93,7 +103,11 @@ def _fail(run: Path, why: str, stop: threading.Event) -> None:
 
 
 def execute(
-    folder: Path, line: SuperLinkLine, members: Members, stop: threading.Event
+    folder: Path,
+    line: SuperLinkLine,
+    members: Members,
+    meter: Meter,
+    stop: threading.Event,
 ) -> None:
     """Run or go on with one run, and hand out what it made.
 
@@ -101,7 +115,8 @@ def execute(
         StoppedError: The coordinator stopped the run, or the hub stops.
     """
     plan = load_plan(folder / PLAN_FILE)
-    sites = read_request(folder).sites
+    request = read_request(folder)
+    sites = request.sites
 
     def stopped() -> bool:
         return stop.is_set() or is_stopped(folder)
@@ -113,19 +128,39 @@ def execute(
             if finished_record(folder) is None:
                 members.compare()
                 with line.channel() as channel:
-                    grid = HubGrid(channel, lambda: members.of(sites), stopped)
+                    live = HubGrid(channel, lambda: members.of(sites), stopped)
+                    grid = _with_parcels(live, folder, request, members)
                     keys, told = members.keys(sites), partial(note_waiting, folder)
-                    run_arm_of(grid, folder, ARM, keys, told)
+                    wire = partial(_down_and_up, meter)
+                    run_arm_of(grid, folder, ARM, keys, told, wire)
             hand_out_run(folder, plan, start)
+    close_book(folder.parents[1], folder)
     log.info("run %s finished", folder.name)
 
 
-def _keep_house(folder: Path, stop: threading.Event) -> None:
+def _with_parcels(
+    live: HubGrid, folder: Path, request: RunRequest, members: Members
+) -> Grid:
+    """The run's grid, with files for sites that have no live line."""
+    if not request.parcels:
+        return live
+    keys = members.keys(request.parcels)
+    post = Post(folder.parents[1], folder, keys, request.parcel_s)
+    return ParcelGrid(live, post, lambda site: next(iter(members.of([site])), None))
+
+
+def _down_and_up(meter: Meter) -> dict[str, tuple[int, int]]:
+    passed = meter.take().items()
+    return {site: (one.sent_bytes, one.received_bytes) for site, one in passed}
+
+
+def _keep_house(folder: Path, meter: Meter, stop: threading.Event) -> None:
     """Renew the revocation list in time, and put a long access log aside."""
     while not stop.wait(HOUSE_S):
         try:
             now = datetime.now(UTC)
             refresh_crl(open_hub(folder, now), now)
+            meter.look()
             nginx = folder / "nginx"
             if (pid := nginx / PID_FILE).exists():
                 bound_log(nginx, int(pid.read_text()))

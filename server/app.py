@@ -7,7 +7,7 @@ checkpoints, `arm.json` and `best.safetensors`.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.durable import write_whole
 from common.plan_file import load_plan
 from server.admission import Waiting
-from server.federation import Arm, open_federation
+from server.federation import Arm, Wire, open_federation
 from server.rounds import run_arm
 from server.run_files import (
     ARM_RECORD_FILE,
@@ -47,6 +47,7 @@ def execute(
     name: str,
     keys: Keys | None = None,
     tell: Callable[[Waiting], None] = lambda waiting: None,
+    wire: Wire | None = None,
 ) -> None:
     """Run an arm to its end, or resume it.
 
@@ -56,9 +57,10 @@ def execute(
         name: The arm.
         keys: Verifying keys of the enrolled sites; unset in a rehearsal.
         tell: Hears who is missing, and why, while sites are waited for.
+        wire: Counts the bytes of each site; unset where there is no wire.
     """
     arm = read_arm(folder, name)
-    federation = open_federation(grid, arm, keys, tell)
+    federation = replace(open_federation(grid, arm, keys, tell), wire=wire)
     record, model = run_arm(federation, arm)
     rosters = {site: asdict(roster) for site, roster in federation.rosters.items()}
     write_whole(arm.folder / ROSTERS_FILE, json.dumps(rosters, indent=1).encode())

@@ -25,6 +25,10 @@ from server.verifying import Keys, Verifier
 log = logging.getLogger("fedct.run")
 
 
+Wire = Callable[[], Mapping[str, tuple[int, int]]]
+"""Site to the bytes that passed down to it and up from it since the last call."""
+
+
 @dataclass(frozen=True)
 class Federation:
     """The sites of a run."""
@@ -37,11 +41,17 @@ class Federation:
     """Site to its introduction."""
     admission: Admission | None = None
     """Lets sites in while the run goes on; unset in a rehearsal."""
+    wire: Wire | None = None
+    """Counts bytes; unset where there is no wire, as in a rehearsal."""
 
     def let_in(self) -> None:
         """Look whether a site has come since; returns at once."""
         if self.admission is not None:
             self.admission.step()
+
+    def passed(self) -> Mapping[str, tuple[int, int]]:
+        """What passed on the wire since the last call; nothing if there is no wire."""
+        return {} if self.wire is None else self.wire()
 
 
 @dataclass(frozen=True)

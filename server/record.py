@@ -51,6 +51,10 @@ class SiteRound(Record):
     """Bytes of the order's vectors, without headers."""
     bytes_up: int = 0
     """Bytes of the reply's vectors, without headers."""
+    wire_bytes_down: int | None = None
+    """Bytes of HTTP that the hub sent to the site during the round."""
+    wire_bytes_up: int | None = None
+    """Bytes of HTTP that the hub got from the site during the round."""
 
 
 class RoundRecord(Record):

@@ -79,8 +79,10 @@ def show_share(value: float) -> str:
     return f"{100.0 * value:.1f} %"
 
 
-def show_bytes(size_bytes: int) -> str:
-    """A size in powers of 1000, three figures."""
+def show_bytes(size_bytes: int | None) -> str:
+    """A size in powers of 1000, three figures; a dash if it was not counted."""
+    if size_bytes is None:
+        return UNDEFINED
     size = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         # 999.5 would be written as 1000 in three figures.

@@ -4,7 +4,7 @@ Everything is read off the record; the templates only lay out. What an arm or a 
 lacks comes through as None and is drawn as a dash.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from server.record import ArmRecord, Metrics, RoundRecord, RunRecord
@@ -80,6 +80,10 @@ class CostRow:
     """To the sites."""
     bytes_up: int
     """From the sites."""
+    wire_down: int | None
+    """To the sites, as nginx counted it; unset if there was no wire."""
+    wire_up: int | None
+    """From the sites, in the same way."""
 
 
 def tiles_of(record: RunRecord) -> list[Tile]:
@@ -210,6 +214,11 @@ def cost_of_sites(record: RunRecord) -> list[CostRow]:
     return [_cost(site.name, federated.rounds, site.name) for site in record.sites]
 
 
+def has_wire(record: RunRecord) -> bool:
+    """Whether bytes on the wire were counted."""
+    return any(cost.wire_down is not None for cost in cost_of_sites(record))
+
+
 def mean_loss(round_: RoundRecord) -> float | None:
     """Training loss of a round: unweighted mean over the sites that gave one."""
     losses = [site.loss for site in round_.sites if site.loss is not None]
@@ -234,7 +243,15 @@ def _cost(label: str, rounds: Sequence[RoundRecord], site: str | None) -> CostRo
         sum(reply.train_s for reply in replies),
         sum(reply.bytes_down for reply in replies),
         sum(reply.bytes_up for reply in replies),
+        _known_sum(reply.wire_bytes_down for reply in replies),
+        _known_sum(reply.wire_bytes_up for reply in replies),
     )
+
+
+def _known_sum(values: Iterable[int | None]) -> int | None:
+    """The sum of what was counted; unset if nothing was."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _difference(ours: float | None, theirs: float | None) -> float | None:

@@ -61,6 +61,7 @@ def run_arm(
         about = {"arm": arm.name, "monitor": monitor, "rounds": rounds}
         log.info("arm", extra={**about, "done": len(done)})
         begun = len(done)
+        federation.passed()  # the roll call belongs to no round
         while (reason := stop_reason(_records(done), arm.plan, monitor, begun)) is None:
             began = time.perf_counter()
             trained, state = _train(federation, arm, state, done)
@@ -136,13 +137,28 @@ def _judged(
     record = RoundRecord(
         number=number,
         outcome=trained.outcome,
-        sites=list(trained.rows),
+        sites=_with_wire(trained.rows, federation),
         validation=validation,
         validation_mean=mean_metrics(validation),
         model_digest=trained.digest,
         seconds=time.perf_counter() - began,
     )
     return Entry(trained.checkpoint, trained.sha256, record)
+
+
+def _with_wire(rows: Sequence[SiteRound], federation: Federation) -> list[SiteRound]:
+    """The rows with what passed since the last round's end, where anything did."""
+    passed = federation.passed()
+    return [
+        row.model_copy(
+            update=dict(
+                zip(("wire_bytes_down", "wire_bytes_up"), passed[row.site], strict=True)
+            )
+        )
+        if row.site in passed
+        else row
+        for row in rows
+    ]
 
 
 def _finish(

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from deploy.traffic import Traffic, bound_log, traffic_by_site
+from deploy.traffic import Meter, Traffic, bound_log, traffic_by_site
 from tests.federation.chain import (
     ECHO,
     Federation,
@@ -48,6 +48,33 @@ def test_sums_are_by_site_and_time_over_both_logs_and_only_of_good_certificates(
     assert parts[0]["north"] + parts[1]["north"] == Traffic(3, 70, 7)
     assert parts[1] == {"north": Traffic(2, 60, 6)}
     assert traffic_by_site(tmp_path / "none") == {}
+
+
+def test_a_meter_counts_every_line_once_whatever_is_put_aside(tmp_path):
+    log = tmp_path / "access.jsonl"
+    write(log, row("north", 1.0, 1000, 1000))
+    meter = Meter(tmp_path)
+    assert meter.take() == {}
+    with log.open("a") as file:
+        file.write(json.dumps(row("north", 0.5, 10, 1)) + "\n")
+        file.write(json.dumps(row("south", 2.0, 99, 99, "NONE")) + "\n")
+        file.write('{"time":6.0,"site":"nor')  # being written
+    assert meter.take() == {"north": Traffic(1, 10, 1)}
+    with log.open("a") as file:
+        file.write('th","certificate":"SUCCESS","bytes_in":20,"bytes_out":2}\n')
+    meter.look()
+    log.rename(tmp_path / "access.jsonl.1")
+    with (tmp_path / "access.jsonl.1").open("a") as file:
+        file.write(json.dumps(row("north", 3.0, 40, 4)) + "\n")
+    write(log, row("south", 4.0, 80, 8))
+    assert meter.take() == {"north": Traffic(2, 60, 6), "south": Traffic(1, 80, 8)}
+    assert meter.take() == {}
+
+
+def test_a_meter_begins_before_there_is_a_log(tmp_path):
+    meter = Meter(tmp_path)
+    write(tmp_path / "access.jsonl", row("north", 1.0, 10, 1))
+    assert meter.take() == {"north": Traffic(1, 10, 1)}
 
 
 @needs_nginx

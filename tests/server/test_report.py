@@ -285,6 +285,32 @@ def test_every_number_that_the_page_shows_is_the_records(record, page):
     assert len(set(wanted)) > 300
 
 
+def test_bytes_on_the_wire_are_shown_where_there_was_a_wire(record, page):
+    assert "this run had no wire" in _Page(page).text
+    federated = record.arms[0]
+    rounds = [
+        r.model_copy(
+            update={
+                "sites": [
+                    s.model_copy(
+                        update={
+                            "wire_bytes_down": 7_010_000,
+                            "wire_bytes_up": 8_020_000,
+                        }
+                    )
+                    for s in r.sites
+                ]
+            }
+        )
+        for r in federated.rounds
+    ]
+    wired = federated.model_copy(update={"rounds": rounds})
+    text = _Page(render_html(changed(record, arms=[wired, *record.arms[1:]]))).text
+    assert text.count(" 7.01 MB ") == text.count(" 8.02 MB ") == 12 * len(SITES)
+    assert text.count(" 84.1 MB ") == len(SITES)  # 12 rounds down
+    assert "this run had no wire" not in text
+
+
 def test_every_text_of_the_record_is_on_the_page(record, page):
     text = _Page(page).text
     said = [record.name, record.description, record.device, record.plan_digest]
