@@ -20,6 +20,9 @@ MAX_CASES = 1_000_000
 """Most training cases that a site may claim."""
 MAX_NORM = 1e6
 """Largest Euclidean norm of an update that can be honest."""
+MAX_GROWTH = 100.0
+"""And how many times the usual one: norms of honest sites lie within a few times of
+each other, and grow by three at the most while the learning rate warms up."""
 _CHUNK = 1 << 16
 """Parameters folded at a time: 256 KiB, so that a chunk stays in the cache."""
 
@@ -27,13 +30,20 @@ _CHUNK = 1 << 16
 class WeightedMean:
     """One round's mean: `add` each reply in roster order, then read `mean` once."""
 
-    def __init__(self, num_params: int, *, min_sites: int) -> None:
+    def __init__(
+        self, num_params: int, *, min_sites: int, usual_norm: float | None = None
+    ) -> None:
         """Start at zero.
 
         Args:
             num_params: P, the length of every update vector.
             min_sites: Fewest accepted sites whose mean may be used.
+            usual_norm: What the norm of an update was in the round before, or what it
+                compares with; unset or 0: not known.
         """
+        self._max_norm = MAX_NORM
+        if usual_norm:
+            self._max_norm = min(MAX_NORM, MAX_GROWTH * usual_norm)
         self._sum = np.zeros(num_params, dtype=np.float32)
         self._scratch = np.empty(min(_CHUNK, num_params), dtype=np.float32)
         self._weights: dict[str, float] = {}
@@ -71,11 +81,11 @@ class WeightedMean:
                 f"site {site!r} claims a weight of {weight}, "
                 f"expected above 0 and at most {MAX_CASES}"
             )
-        norm = _norm(delta)
-        if not norm <= MAX_NORM:
+        norm = norm_of(delta)
+        if not norm <= self._max_norm:
             raise ContributionError(
                 f"site {site!r} sent an update of norm {norm:g}, expected a finite one "
-                f"of at most {MAX_NORM:g}; its training has diverged"
+                f"of at most {self._max_norm:g}; its training has diverged"
             )
         for start in range(0, delta.size, _CHUNK):
             part = delta[start : start + _CHUNK]
@@ -100,7 +110,7 @@ class WeightedMean:
         return self._sum
 
 
-def _norm(vector: Float32[np.ndarray, " P"]) -> float:
+def norm_of(vector: Float32[np.ndarray, " P"]) -> float:
     """Euclidean norm; float32 inside a chunk, float64 over chunks.
 
     Not finite if any element is not.

@@ -37,6 +37,7 @@ def fold_round(
     digest: str,
     number: int,
     since: Mapping[str, int],
+    usual_norm: float | None = None,
 ) -> Folded:
     """Send the orders of a round and fold what comes back.
 
@@ -47,6 +48,7 @@ def fold_round(
         digest: `digest_of` its model, which the last round's record holds.
         number: The round.
         since: Site to its last round that counted, where its memory goes on from.
+        usual_norm: Of an update; one far larger is refused. Unset: not known.
     """
     federation.let_in()
     orders = {
@@ -61,7 +63,9 @@ def fold_round(
         )
         for site in arm.train
     }
-    mean = WeightedMean(state.model.size, min_sites=arm.min_sites)
+    mean = WeightedMean(
+        state.model.size, min_sites=arm.min_sites, usual_norm=usual_norm
+    )
     control = None if state.control is None else np.zeros_like(state.control)
     rows = []
     for reply in ask(

@@ -21,6 +21,7 @@ from common.parameters import Layout, digest_of, to_vector
 from common.plan import Plan
 from common.sources import PUBLIC
 from common.task import Sums, add_sums
+from server.aggregate import norm_of
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.federation import Arm, Federation, first_model, judge
 from server.folding import fold_round
@@ -96,7 +97,8 @@ def _train(
     number = len(done) + 1
     digest = done[-1].record.model_digest if done else digest_of(state.model)
     since = _last_counted(done, arm)
-    folded = fold_round(federation, arm, state, digest, number, since)
+    usual = _usual_norm(done, state)
+    folded = fold_round(federation, arm, state, digest, number, since, usual)
     checkpoints = arm.folder / "checkpoints"
     try:
         after = server_step(
@@ -231,6 +233,15 @@ def _latest(done: Sequence[Entry], checkpoints: Path) -> ServerState | None:
     if not done:
         return None
     return read_checkpoint(checkpoints, done[-1].checkpoint, done[-1].sha256)
+
+
+def _usual_norm(done: Sequence[Entry], state: ServerState) -> float:
+    """The median norm of what last counted; before the first round, the model's own."""
+    for entry in reversed(done):
+        norms = [row.update_norm for row in entry.record.sites if row.update_norm]
+        if norms and entry.record.outcome == "closed":
+            return float(np.median(norms))
+    return norm_of(state.model)
 
 
 def _last_counted(done: Sequence[Entry], arm: Arm) -> Mapping[str, int]:

@@ -67,6 +67,27 @@ def test_a_refused_update_is_named_and_leaves_no_trace(site, delta, weight, name
     assert np.array_equal(mean.mean(), np.full(4, 2, np.float32))
 
 
+@pytest.mark.parametrize("usual", [1e-6, 0.3, 7.0])
+def test_an_update_is_held_against_the_usual_norm(usual):
+    unit = np.full(4, 0.5, np.float32)
+    for times, taken in ((1000, False), (101, False), (99, True), (0.001, True)):
+        mean = WeightedMean(4, min_sites=1, usual_norm=usual)
+        delta = (unit * usual * times).astype(np.float32)
+        if taken:
+            assert mean.add("a", delta, 1) == pytest.approx(usual * times)
+            continue
+        with pytest.raises(ContributionError, match="diverged"):
+            mean.add("a", delta, 1)
+
+
+def test_the_largest_norm_holds_whatever_is_usual():
+    for usual in (None, 0.0, 1e9):
+        mean = WeightedMean(1, min_sites=1, usual_norm=usual)
+        mean.add("a", np.array([9e5], np.float32), 1)
+        with pytest.raises(ContributionError, match="diverged"):
+            mean.add("b", np.array([1.1e6], np.float32), 1)
+
+
 def test_there_is_no_mean_below_quorum():
     mean = WeightedMean(4, min_sites=2)
     mean.add("a", good(), 1)

@@ -77,7 +77,7 @@ def test_n_of_m_stands_in_every_round(tmp_path):
             "refused",
             "expected float32",
         ),
-        (lambda u: replace(u, delta=u.delta * 1e9), "refused", "diverged"),
+        (lambda u: replace(u, delta=u.delta * 1000), "refused", "diverged"),
         (lambda u: replace(u, cases=10**9), "refused", "1000000000 cases"),
         (lambda u: replace(u, cases=-1), "refused", "-1 cases"),
         (lambda u: replace(u, round=u.round - 1), "refused", "answered for round 1"),
