@@ -11,7 +11,8 @@ from common.parameters import to_state
 from common.plan import Plan
 from common.plan_file import plan_toml
 from common.tasks.catalog import task_of
-from deploy.run_folder import Start, best_model, now, read_arm_record
+from deploy.run_folder import Start, best_model, read_arm_record
+from deploy.run_state import now
 from deploy.versions import versions
 from server.federation import first_model
 from server.record import ArmRecord, Picture, RunRecord, SiteRecord

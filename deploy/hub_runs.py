@@ -1,6 +1,8 @@
 """What a coordinator does with runs: ask for one, stop it, go on with it.
 
 Each is a file in the run's folder (`deploy.run_state`); the hub's runner acts on it.
+Nothing that trains is imported here, so that a verb answers at once: whether the
+network fits the patch is for the runner to say, which has all of it loaded.
 """
 
 import json
@@ -11,23 +13,18 @@ from pathlib import Path
 from client.private_files import make_private_folder
 from common.durable import write_whole
 from common.errors import PlanError, RunError, UsageError
-from common.networks import check_fits
-from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
-from deploy.run_folder import now
 from deploy.run_state import (
     FAILED_FILE,
     REQUEST_FILE,
     STOP_FILE,
     WAITING_FILE,
     RunRequest,
+    now,
     read_run,
 )
-from server.app import write_arms
-from server.federation import Arm
 from server.run_files import PLAN_FILE
 
-ARM = "federated"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,46}")
 """With 16 digits of the plan before it, it makes a run's id (`exchange.RUN_ID`)."""
 
@@ -62,7 +59,6 @@ def submit(
             "hyphens, at most 47; choose another --name"
         )
     plan = load_plan(plan_path)
-    check_fits(plan)
     if len(sites) < plan.federation.min_sites:
         raise PlanError(
             f"plan {plan_path.name!r} needs {plan.federation.min_sites} sites in every "
@@ -76,7 +72,6 @@ def submit(
         )
     make_private_folder(folder)
     write_whole(folder / PLAN_FILE, plan_toml(plan, with_simulation=False).encode())
-    write_arms(folder, [federated_arm(folder, plan, sites)])
     request = RunRequest(
         sites=tuple(sorted(sites)),
         asked=now(),
@@ -85,14 +80,6 @@ def submit(
     )
     write_whole(folder / REQUEST_FILE, request.model_dump_json(indent=1).encode())
     return folder
-
-
-def federated_arm(folder: Path, plan: Plan, sites: Sequence[str]) -> Arm:
-    """The one arm of a real federation: baselines would need everybody's data."""
-    names = tuple(sorted(sites))
-    return Arm(
-        ARM, plan, names, names, names, folder, f"{plan.digest[:16]}-{folder.name}"
-    )
 
 
 def stop_run(folder: Path) -> None:

@@ -5,7 +5,6 @@ held by a lock for as long as a process works in it. The kernel lets go of the l
 the process ends, however it ends: there is nothing to clear up after a crash.
 """
 
-import datetime
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from common.errors import RunError, StoreError
 from common.parameters import digest_of
 from common.plan import Plan
 from common.plan_file import load_plan
+from deploy.run_state import now
 from server.record import ArmRecord
 from server.run_files import (
     ARM_RECORD_FILE,
@@ -113,11 +113,6 @@ def _read_start(path: Path) -> Start:
             "time, threads and baselines with which the run began; delete that file "
             "and add --resume (and --baselines)"
         ) from error
-
-
-def now() -> str:
-    """ISO 8601, UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ at any time. The state is read from the files, never kept beside them:
     arm.json, report.json         finished
 """
 
+import datetime
 import json
 import sqlite3
 from contextlib import closing
@@ -132,6 +133,11 @@ def read_run(folder: Path) -> RunState:
         parcels=_open_parcels(folder) if state in ("running", "stopped") else [],
         waiting=_waiting(folder) if state == "running" and not rounds_done else {},
     )
+
+
+def now() -> str:
+    """ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def is_stopped(folder: Path) -> bool:

@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 from flwr.serverapp import Grid
 
 from common.errors import EngineError, FedctError, StoppedError
+from common.networks import check_fits
+from common.plan import Plan
 from common.plan_file import load_plan
 from deploy.hand_out import hand_out_run
-from deploy.hub_runs import ARM, fail_run, note_waiting
+from deploy.hub_runs import fail_run, note_waiting
 from deploy.nginx_run import PID_FILE
 from deploy.run_folder import begin, finished_record, held, torch_threads
 from deploy.run_state import (
@@ -33,6 +36,8 @@ from deploy.run_state import (
 from deploy.traffic import Meter, bound_log
 from deploy.twin_keys import watch_keys
 from server.app import execute as run_arm_of
+from server.app import write_arms
+from server.federation import Arm
 from server.hub import open_hub
 from server.hub_grid import HubGrid
 from server.members import Members
@@ -45,6 +50,7 @@ from server.superlink import SuperLinkLine, superlink_of
 HOUSE_S = 600.0
 """How often revocation list and access log are looked after: nginx lets nobody in by an
 overdue list."""
+ARM = "federated"
 
 AGAIN_S = 5.0
 """Pause before a run that failed and could not be marked so."""
@@ -126,6 +132,8 @@ def execute(
         start = begin(folder, torch.get_num_threads(), ())
         with torch_threads(start.threads):
             if finished_record(folder) is None:
+                check_fits(plan)
+                write_arms(folder, [federated_arm(folder, plan, sites)])
                 members.compare()
                 with line.channel() as channel:
                     live = HubGrid(channel, lambda: members.of(sites), stopped)
@@ -136,6 +144,14 @@ def execute(
             hand_out_run(folder, plan, start)
     close_book(folder.parents[1], folder)
     log.info("run %s finished", folder.name)
+
+
+def federated_arm(folder: Path, plan: Plan, sites: Sequence[str]) -> Arm:
+    """The one arm of a real federation: baselines would need everybody's data."""
+    names = tuple(sorted(sites))
+    return Arm(
+        ARM, plan, names, names, names, folder, f"{plan.digest[:16]}-{folder.name}"
+    )
 
 
 def _with_parcels(
