@@ -75,13 +75,18 @@ def hub_client(hub: HubAddress, timeout_s: float) -> httpx.Client:
         hub: Address, certificates, proxy.
         timeout_s: For one step on the network.
     """
-    system = ssl.create_default_context()  # judges a proxy that speaks TLS itself
     return httpx.Client(
         verify=_tls(hub),
         timeout=timeout_s,
-        proxy=httpx.Proxy(hub.proxy, ssl_context=system) if hub.proxy else None,
+        proxy=None if hub.proxy is None else _proxy(hub.proxy),
         trust_env=hub.proxy is None,
     )
+
+
+def _proxy(url: str) -> httpx.Proxy:
+    """A proxy; one that is spoken to over TLS is judged by this machine's own CAs."""
+    own = ssl.create_default_context() if url.startswith("https:") else None
+    return httpx.Proxy(url, ssl_context=own)
 
 
 class _HubContext(ssl.SSLContext):

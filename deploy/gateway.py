@@ -1,4 +1,4 @@
-"""The line between hub and site: settings in, a configuration for nginx out.
+"""The hub's public port: settings in, a configuration for nginx out.
 
 The TLS that the internet meets is nginx's, not ours: it asks for client certificates,
 reads the revocation list, and lets nothing through but the Fleet API and health.
@@ -9,16 +9,12 @@ A certificate that is revoked loses its idle connections with the reload, and th
 a request under way `shutdown_s` later at the latest. Sessions can't be resumed, so
 nobody comes back without being judged anew.
 
-Not covered here: users of the site's own machine. Whoever may connect to its loopback
-port speaks to the hub with the site's certificate; Flower's node key and the signature
-on each update are what he lacks.
+Not covered here: who holds a good certificate and means ill. Flower's node key and the
+signature on each answer say who speaks, and the plan what is taken.
 """
 
-import ipaddress
 import os
 import re
-import socket
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -38,8 +34,8 @@ _PATH: Final = re.compile(r"/[^\x00-\x1f\"\\$]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gateway:
-    """What both ends of the line need."""
+class HubGateway:
+    """What nginx has to know."""
 
     folder: Path
     """nginx's own: configuration, process id, access log. Absolute."""
@@ -51,6 +47,17 @@ class Gateway:
     """Its key, PEM."""
     ca: Path
     """Certificate of the federation's authority, PEM; no other is trusted."""
+    crl: Path
+    """Revocation list of the authority, PEM. Once its next update is overdue nobody is
+    let in."""
+    superlink_port: int
+    """Where the SuperLink listens on 127.0.0.1; its certificate is the authority's."""
+    superlink_name: str = "localhost"
+    """DNS name in that certificate."""
+    listen: tuple[str, ...] = ("0.0.0.0",)
+    """Addresses to listen on; IPv6 ones in brackets."""
+    connections_per_site: int = 32
+    """How many requests one site may have under way."""
     shutdown_s: int = SHUTDOWN_S
     """How long a request may go on after a reload or a graceful stop."""
 
@@ -63,60 +70,19 @@ class Gateway:
                     "expected an absolute one without quotes, backslashes, dollar "
                     "signs and control characters; move the folder"
                 )
+        for host in (*self.listen, self.superlink_name):
+            if not _HOST.fullmatch(host):
+                raise TransportError(
+                    f"gateway got the address {host[:64]!r}, expected a name or an IP "
+                    "address; mend `listen` in hub.toml"
+                )
 
 
-@dataclass(frozen=True, kw_only=True)
-class HubGateway(Gateway):
-    """The hub's public port."""
-
-    crl: Path
-    """Revocation list of the authority, PEM. Once its next update is overdue nobody is
-    let in."""
-    superlink_port: int
-    """Where the SuperLink listens on 127.0.0.1; its certificate is the authority's."""
-    superlink_name: str = "localhost"
-    """DNS name in that certificate."""
-    listen: tuple[str, ...] = ("0.0.0.0",)
-    """Addresses to listen on; IPv6 ones in brackets."""
-    connections_per_site: int = 32
-    """How many requests one site may have under way."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_hosts((*self.listen, self.superlink_name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiteGateway(Gateway):
-    """A site's way out: a loopback port behind which the hub is."""
-
-    site_certificate: Path
-    """PEM, shown to the hub."""
-    site_key: Path
-    """Its key, PEM."""
-    hub_host: str
-    """Name and port of the hub, as in its address."""
-    hub_tls_name: str
-    """DNS name that the hub's certificate must bear."""
-    upstreams: tuple[str, ...]
-    """Address and port to connect to: what `hub_addresses` found, or where
-    `client.connect_relay` listens if there is a proxy to go through."""
-    answer_s: int = 28
-    """How long the line may be silent: less than the 30 s after which Flower gives up
-    by itself, so that it hears of a dead line and tries again."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _check_hosts((*self.upstreams, self.hub_host, self.hub_tls_name))
-        if not self.upstreams:
-            raise TransportError("gateway got no address of the hub, expected one")
-
-
-def render(settings: HubGateway | SiteGateway, user: str | None = None) -> str:
+def render(settings: HubGateway, user: str | None = None) -> str:
     """The configuration as nginx reads it.
 
     Args:
-        settings: Of the hub's or the site's end.
+        settings: Of the hub's public port.
         user: Whom nginx's workers are to be; only root may choose.
     """
     import jinja2  # not needed to start nginx
@@ -127,12 +93,11 @@ def render(settings: HubGateway | SiteGateway, user: str | None = None) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    name = "hub.conf.j2" if isinstance(settings, HubGateway) else "site.conf.j2"
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return templates.get_template(name).render(**values, user=user)
+    return templates.get_template("hub.conf.j2").render(**values, user=user)
 
 
-def install(settings: HubGateway | SiteGateway) -> bool:
+def install(settings: HubGateway) -> bool:
     """Write the configuration into its folder, once nginx itself has found it good.
 
     Returns:
@@ -159,33 +124,11 @@ def install(settings: HubGateway | SiteGateway) -> bool:
     return changed
 
 
-def watched(settings: HubGateway | SiteGateway) -> tuple[Path, ...]:
+def watched(settings: HubGateway) -> tuple[Path, ...]:
     """The files whose change calls for a reload."""
     paths = (getattr(settings, field.name) for field in fields(settings))
     files = (p for p in paths if isinstance(p, Path) and p != settings.folder)
     return (settings.folder / CONFIG, *files)
-
-
-def hub_addresses(host: str, port: int) -> tuple[str, ...]:
-    """Where a host name leads now, as nginx wants it, in an order that stays.
-
-    nginx asks for names once, when it starts, and would not start without an answer. So
-    we ask (by the system's own ways, its hosts file included), again from time to time,
-    and reload when the answer is another.
-
-    Raises:
-        TransportError: There is no such name, or nobody answers.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise TransportError(
-            f"site can't find the hub {host!r} ({error.strerror}), expected its name "
-            "to be known; check the name in client.toml and this machine's DNS"
-        ) from error
-    hosts = {str(address[4][0]) for address in found}
-    ordered = sorted(hosts, key=lambda h: (ipaddress.ip_address(h).version, h))
-    return tuple(f"[{h}]:{port}" if ":" in h else f"{h}:{port}" for h in ordered)
 
 
 def _owner(folder: Path) -> str:
@@ -193,12 +136,3 @@ def _owner(folder: Path) -> str:
         return folder.owner()
     except KeyError:  # a mounted folder of a user whom this machine does not know
         return "root"
-
-
-def _check_hosts(hosts: Sequence[str]) -> None:
-    for host in hosts:
-        if not _HOST.fullmatch(host):
-            raise TransportError(
-                f"gateway got the address {host[:64]!r}, expected a name or an IP "
-                "address, with a port where one belongs"
-            )

@@ -1,16 +1,14 @@
-"""Laws of the line between hub and site, on real nginx processes."""
+"""Laws of the hub's public port, on real nginx processes."""
 
 import contextlib
 import datetime as dt
 import hashlib
 import json
-import os
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +17,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from client.connect_relay import PROXY_VARIABLE, relay_command
 from common.errors import TransportError
-from deploy.gateway import hub_addresses, install, render, watched
+from deploy.gateway import install, render, watched
 from deploy.nginx_run import command, end_orphans, reload
 from tests.federation.chain import (
     CHUNK,
@@ -35,7 +32,6 @@ from tests.federation.chain import (
     until,
     wait_for,
 )
-from tests.federation.connect_proxy import connect_proxy
 from tests.federation.pki import DAY, Authority
 
 pytestmark = needs_nginx
@@ -43,14 +39,13 @@ pytestmark = needs_nginx
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
-    """A client's site nginx -> the hub's nginx -> something like a SuperLink."""
+    """The hub's nginx, and behind it something like a SuperLink."""
     federation = Federation(tmp_path_factory.mktemp("federation"), free_port())
     with (
         echo(federation.loopback, federation.superlink_port) as superlink,
         running(federation.hub) as hub,
-        running(federation.site) as site,
     ):
-        yield SimpleNamespace(f=federation, superlink=superlink, hub=hub, site=site)
+        yield SimpleNamespace(f=federation, superlink=superlink, hub=hub)
 
 
 @pytest.fixture
@@ -67,9 +62,9 @@ def log_of(settings):
 # --- who gets in ------------------------------------------------------------------
 
 
-def test_a_request_arrives_through_both_as_it_was_sent(chain):
+def test_a_request_arrives_as_it_was_sent(chain):
     forged = {"x-forwarded-for": "10.0.0.1", "forwarded": "for=10.0.0.1"}
-    with chain.f.client(chain.f.site.port) as client:
+    with chain.f.client(chain.f.north) as client:
         said = client.post(ECHO, content=b"abc", headers={"x-mine": "1"} | forged)
     assert said.status_code == 200
     got = said.json()
@@ -81,22 +76,17 @@ def test_a_request_arrives_through_both_as_it_was_sent(chain):
     assert said.headers["server"] == "nginx"  # and no version
 
 
-def test_connections_stay_open_at_every_hop(chain):
-    """A new handshake per request would cost a far hospital two seconds each."""
-    with chain.f.client(chain.f.site.port) as client:
+def test_connections_to_the_superlink_stay_open(chain):
+    with chain.f.client(chain.f.north) as client:
         for _ in range(3):
             assert client.post(ECHO, content=b"abc").status_code == 200
-        for nginx, port in (
-            (chain.site, chain.f.hub.port),
-            (chain.hub, chain.f.superlink_port),
-        ):
-            lines = [
-                line
-                for worker in psutil.Process(nginx.pid).children()
-                for line in worker.net_connections("tcp")
-                if line.status == "ESTABLISHED" and line.raddr.port == port
-            ]
-            assert lines
+        lines = [
+            line.raddr.port
+            for worker in psutil.Process(chain.hub.pid).children()
+            for line in worker.net_connections("tcp")
+            if line.status == "ESTABLISHED" and line.raddr
+        ]
+        assert chain.f.superlink_port in lines
 
 
 STRANGERS = {
@@ -130,7 +120,7 @@ def test_who_has_no_good_certificate_gets_400_and_the_reason(kind, chain, tmp_pa
 
 
 def ask(chain, pair, path=ECHO):
-    with chain.f.client(chain.f.hub.port, pair) as client:
+    with chain.f.client(pair) as client:
         return client.post(path, content=b"x")
 
 
@@ -156,27 +146,25 @@ ELSEWHERE = [
 def test_everything_else_is_absent_with_a_certificate_and_without(certified, chain):
     pair = chain.f.north if certified else None
     before = len(chain.superlink.seen)
-    ports = (chain.f.hub.port, chain.f.site.port) if certified else (chain.f.hub.port,)
-    for port in ports:
-        with tls_line(chain, pair, port) as line:
-            for path in ELSEWHERE:  # as raw bytes: clients tidy paths up
-                line.sendall(f"POST {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
-                assert line.recv(65536).startswith(b"HTTP/1.1 404 "), path
+    with tls_line(chain, pair) as line:
+        for path in ELSEWHERE:  # as raw bytes: clients tidy paths up
+            line.sendall(f"POST {path} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            assert line.recv(65536).startswith(b"HTTP/1.1 404 "), path
     assert len(chain.superlink.seen) == before
 
 
 @contextlib.contextmanager
-def tls_line(chain, pair, port=None, context=None, session=None):
+def tls_line(chain, pair, context=None, session=None):
     context = context or chain.f.tls(pair)
     with (
-        socket.create_connection(("127.0.0.1", port or chain.f.hub.port), 10) as raw,
+        socket.create_connection(("127.0.0.1", chain.f.hub.port), 10) as raw,
         context.wrap_socket(raw, server_hostname=HUB_NAME, session=session) as line,
     ):
         yield line
 
 
 def test_health_says_to_anybody_that_a_hub_is_there_and_whom_it_sees(chain):
-    with chain.f.client(chain.f.hub.port) as client:
+    with chain.f.client() as client:
         headers = {"authorization": "secret", "cookie": "x"}
         stranger = client.get("/health", headers=headers)
         assert client.post("/health", content=b"x").status_code == 405
@@ -184,42 +172,25 @@ def test_health_says_to_anybody_that_a_hub_is_there_and_whom_it_sees(chain):
     assert not {"authorization", "cookie"} & stranger.json().keys()
     assert stranger.headers["fedct-certificate"] == "NONE"
     assert "fedct-site" not in stranger.headers
-    with chain.f.client(chain.f.site.port) as client:
+    with chain.f.client(chain.f.north) as client:
         through = client.get("/health")
     assert through.status_code == 200
     assert through.headers["fedct-site"] == "north"
 
 
 def test_older_tls_and_resumed_sessions_are_refused(chain):
-    for port in (chain.f.hub.port, chain.f.site.port):
-        old = chain.f.tls(chain.f.north)
-        old.maximum_version = ssl.TLSVersion.TLSv1_2
-        with pytest.raises(ssl.SSLError), tls_line(chain, None, port, old):
-            pass
-        context = chain.f.tls(chain.f.north)
-        with tls_line(chain, None, port, context) as line:
-            assert line.version() == "TLSv1.3"
-            line.sendall(b"GET /docs HTTP/1.1\r\nHost: h\r\n\r\n")
-            line.recv(4096)
-            session = line.session
-        with tls_line(chain, None, port, context, session) as line:
-            assert not line.session_reused
-
-
-def test_a_site_talks_to_nobody_but_the_hub(chain, tmp_path):
-    """Neither to a foreign authority's, nor to another name, nor to a peer."""
-    foreign = Authority(tmp_path).issue("hub", hosts=[HUB_NAME])
-    other = chain.f.authority.issue("hub", hosts=["other.example"])
-    peer = chain.f.authority.issue(HUB_NAME)
-    for pair, status in ((foreign, 502), (other, 502), (peer, 502)):
-        with echo(pair) as impostor:
-            port = impostor.server_address[1]
-            site = chain.f.site_for(
-                chain.f.north, f"site-{port}", upstreams=(f"127.0.0.1:{port}",)
-            )
-            with running(site), chain.f.client(site.port) as client:
-                assert client.post(ECHO, content=b"x").status_code == status
-            assert impostor.seen == []
+    old = chain.f.tls(chain.f.north)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError), tls_line(chain, None, old):
+        pass
+    context = chain.f.tls(chain.f.north)
+    with tls_line(chain, None, context) as line:
+        assert line.version() == "TLSv1.3"
+        line.sendall(b"GET /docs HTTP/1.1\r\nHost: h\r\n\r\n")
+        line.recv(4096)
+        session = line.session
+    with tls_line(chain, None, context, session) as line:
+        assert not line.session_reused
 
 
 # --- revocation -------------------------------------------------------------------
@@ -282,18 +253,16 @@ def test_200_mb_pass_both_ways_in_flat_memory_and_never_touch_the_disk(fresh):
     with (
         echo(fresh.loopback, fresh.superlink_port),
         running(fresh.hub) as hub,
-        running(fresh.site) as site,
     ):
-        for settings in (fresh.hub, fresh.site):
-            shutil.rmtree(settings.folder / "temp")
-        with fresh.client(fresh.site.port) as client:
+        shutil.rmtree(fresh.hub.folder / "temp")
+        with fresh.client(fresh.north) as client:
             for _ in range(count):
                 up = client.post(ECHO, content=CHUNK)
                 assert up.json()["sha256"] == want
                 down = client.post("/v1/fleet/pull-object", content=b"")
                 assert down.content == CHUNK
         assert read_late(fresh, "/v1/fleet/get-fab") > 8 * len(CHUNK)
-        peaks = [peak_mb(pid) for nginx in (hub, site) for pid in family(nginx.pid)]
+        peaks = [peak_mb(pid) for pid in family(hub.pid)]
         assert max(peaks) < 30, peaks
     until(lambda: len(log_of(fresh.hub)) == 2 * count + 1)
     rows = log_of(fresh.hub)
@@ -305,7 +274,7 @@ def test_200_mb_pass_both_ways_in_flat_memory_and_never_touch_the_disk(fresh):
 def read_late(federation, path):
     """Ask, sleep while the answer piles up, then count its bytes."""
     size = 0
-    with tls_line(SimpleNamespace(f=federation), None, federation.site.port) as line:
+    with tls_line(SimpleNamespace(f=federation), federation.north) as line:
         line.sendall(f"POST {path} HTTP/1.0\r\nContent-Length: 0\r\n\r\n".encode())
         time.sleep(1)
         with contextlib.suppress(ssl.SSLEOFError):
@@ -324,12 +293,12 @@ def peak_mb(pid):
 
 
 def test_a_body_above_flowers_objects_is_refused(chain):
-    with chain.f.client(chain.f.hub.port, chain.f.north) as client:
+    with chain.f.client(chain.f.north) as client:
         assert client.post(ECHO, content=b"x" * (9 << 20)).status_code == 413
 
 
 def test_the_log_tells_site_request_and_bytes_and_nothing_of_a_person(chain):
-    with chain.f.client(chain.f.hub.port, chain.f.north) as client:
+    with chain.f.client(chain.f.north) as client:
         client.post(ECHO, content=b"x" * 1000, headers={"user-agent": "Jane's"})
     until(lambda: 1000 < log_of(chain.f.hub)[-1]["bytes_in"] < 1400)
     row = log_of(chain.f.hub)[-1]
@@ -345,49 +314,13 @@ def test_the_log_tells_site_request_and_bytes_and_nothing_of_a_person(chain):
     assert "127.0.0.1" not in text
 
 
-def test_a_dead_line_is_told_in_time_and_a_new_one_is_found(fresh):
-    """502 at once if nobody is there, 504 soon if nobody answers, then it works."""
-    site = replace(fresh.site, answer_s=1)
-    with running(site), fresh.client(site.port) as client:
+def test_a_dead_superlink_is_told_at_once_and_a_new_one_is_found(fresh):
+    with running(fresh.hub), fresh.client(fresh.north) as client:
         start = time.monotonic()
         assert client.post(ECHO, content=b"x").status_code == 502
         assert time.monotonic() - start < 1
-        with running(fresh.hub):
-            assert client.post(ECHO, content=b"x").status_code == 502  # no SuperLink
-            with socket.create_server(("127.0.0.1", fresh.superlink_port)):
-                start = time.monotonic()
-                assert client.post(ECHO, content=b"x").status_code == 504  # is silent
-                assert time.monotonic() - start < 3
-            with echo(fresh.loopback, fresh.superlink_port):
-                assert client.post(ECHO, content=b"x").status_code == 200
-
-
-def test_a_hospital_behind_a_proxy_reaches_the_hub_and_the_proxy_reads_nothing(chain):
-    relay_port = free_port()
-    site = chain.f.site_for(
-        chain.f.north, "site-proxied", upstreams=(f"127.0.0.1:{relay_port}",)
-    )
-    hub = f"127.0.0.1:{chain.f.hub.port}"
-    with connect_proxy(password="u:p", allowed=[hub]) as proxy:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        env[PROXY_VARIABLE] = f"http://u:p@127.0.0.1:{proxy.port}"
-        relay = subprocess.Popen(relay_command(relay_port, hub), env=env)
-        try:
-            wait_for(relay_port)
-            with running(site), chain.f.client(site.port) as client:
-                for _ in range(3):
-                    up = client.post(ECHO, content=CHUNK).json()
-                    assert up["sha256"] == hashlib.sha256(CHUNK).hexdigest()
-                before = len(proxy.asked)
-                assert before <= 2  # one for wait_for, one that stays open
-                proxy.cut()
-                until(lambda: client.post(ECHO, content=b"x").status_code == 200)
-                assert len(proxy.asked) == before + 1
-        finally:
-            relay.terminate()
-            relay.wait(10)
-        assert CHUNK[:64] not in proxy.carried
-        assert ECHO.encode() not in proxy.carried
+        with echo(fresh.loopback, fresh.superlink_port):
+            assert client.post(ECHO, content=b"x").status_code == 200
 
 
 def test_nobody_takes_all_there_is_and_flower_tries_again_after_the_answer(fresh):
@@ -403,7 +336,7 @@ def test_nobody_takes_all_there_is_and_flower_tries_again_after_the_answer(fresh
             until(lambda: ask(chain, fresh.north).status_code == 503)
             assert ask(chain, south).status_code == 200
         until(lambda: ask(chain, fresh.north).status_code == 200)
-        with fresh.client(fresh.hub.port) as client:
+        with fresh.client() as client:
             answers = [client.get("/health").status_code for _ in range(60)]
             assert client.get("/x", headers={"x": "y" * 9000}).status_code == 400
     assert set(answers) == {200, 503}
@@ -448,9 +381,8 @@ def test_a_bad_configuration_never_takes_the_place_of_a_good_one(fresh):
 @pytest.mark.parametrize(
     "change",
     [
-        {"hub_tls_name": "hub;} evil"},
-        {"upstreams": ("1.2.3.4:5; include /etc/passwd",)},
-        {"upstreams": ()},
+        {"superlink_name": "hub;} evil"},
+        {"listen": ("1.2.3.4:5; include /etc/passwd",)},
         {"ca": "relative.crt"},
         {"ca": '/a"; include "/b'},
         {"ca": "/$document_root/x"},
@@ -460,19 +392,12 @@ def test_settings_that_nginx_would_read_otherwise_are_refused(change, fresh):
     if "ca" in change:
         change = {"ca": Path(change["ca"])}
     with pytest.raises(TransportError, match="expected"):
-        replace(fresh.site, **change)
+        replace(fresh.hub, **change)
 
 
 def test_only_root_names_a_user(fresh):
     assert "user " not in render(fresh.hub)
     assert "user fedct;" in render(fresh.hub, "fedct")
-
-
-def test_a_hubs_name_is_looked_up_in_the_systems_way():
-    assert "127.0.0.1:8443" in hub_addresses("localhost", 8443)
-    assert hub_addresses("::1", 8443) == ("[::1]:8443",)
-    with pytest.raises(TransportError, match=r"nowhere\.invalid"):
-        hub_addresses("nowhere.invalid", 8443)
 
 
 def test_no_nginx_is_an_error_that_says_what_to_install(fresh, monkeypatch):

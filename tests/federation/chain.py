@@ -1,4 +1,4 @@
-"""nginx at the hub and at a site as real processes, and what stands behind them."""
+"""The hub's nginx as a real process, and what stands behind it."""
 
 import functools
 import hashlib
@@ -11,14 +11,15 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 
-from deploy.gateway import HubGateway, SiteGateway, install
+from client.hub_road import HubAddress
+from deploy.gateway import HubGateway, install
 from deploy.nginx_run import command
 from tests.federation.pki import Authority
 
@@ -144,7 +145,7 @@ def echo(pair, port=None):
 
 @dataclass
 class Federation:
-    """One authority, certificates for a hub and for sites, settings for their nginx."""
+    """One authority, certificates for a hub and for sites, settings for its nginx."""
 
     root: Path
     superlink_port: int
@@ -166,34 +167,33 @@ class Federation:
             superlink_port=self.superlink_port,
             listen=("127.0.0.1",),
         )
-        self.site = self.site_for(self.north, "site-nginx")
 
-    def site_for(self, pair, folder, **changes):
-        settings = SiteGateway(
-            folder=self.root / folder,
-            port=free_port(),
-            certificate=self.loopback.certificate,
-            key=self.loopback.key,
-            ca=self.authority.certificate,
-            site_certificate=pair.certificate,
-            site_key=pair.key,
-            hub_host=f"{HUB_NAME}:{self.hub.port}",
-            hub_tls_name=HUB_NAME,
-            upstreams=(f"127.0.0.1:{self.hub.port}",),
-        )
-        return replace(settings, **changes)
+    def address(self, pair=None, port=None, **changes):
+        """The hub, as a site knows it."""
+        pair = pair or self.north
+        given = {
+            "host": "127.0.0.1",
+            "port": port or self.hub.port,
+            "ca_file": self.authority.certificate,
+            "certificate_file": pair.certificate,
+            "key_file": pair.key,
+            "tls_name": HUB_NAME,
+        }
+        return HubAddress(**given | changes)
 
     def tls(self, pair=None):
-        """What somebody needs who connects to hub or site."""
+        """What somebody needs who connects to the hub."""
         context = ssl.create_default_context(cafile=self.authority.certificate)
         context.check_hostname = False
         if pair is not None:
             context.load_cert_chain(*pair.files)
         return context
 
-    def client(self, port, pair=None, **options):
-        """Talks HTTP to one of the two nginx."""
-        options = {"timeout": 30.0, "trust_env": False} | options
+    def client(self, pair=None):
+        """Talks HTTP to the hub's nginx."""
         return httpx.Client(
-            base_url=f"https://127.0.0.1:{port}", verify=self.tls(pair), **options
+            base_url=f"https://127.0.0.1:{self.hub.port}",
+            verify=self.tls(pair),
+            timeout=30.0,
+            trust_env=False,
         )

@@ -55,8 +55,10 @@ class ConnectProxy(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self, password=None, allowed=None, hangs=False):
+    def __init__(self, password=None, allowed=None, hangs=False, tls=None):
         super().__init__(("127.0.0.1", 0), _Handler)
+        if tls is not None:  # an ssl.SSLContext: spoken to over TLS itself
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
         self.password, self.allowed, self.hangs = password, allowed, hangs
         self.asked, self.lines, self.carried = [], [], bytearray()
         self.open = 0

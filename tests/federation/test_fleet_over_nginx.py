@@ -1,0 +1,211 @@
+"""A site's own line through a proxy, the hub's nginx and Flower's SuperLink.
+
+All are processes or servers of their own, on mutual TLS and node keys.
+"""
+
+import datetime
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+import client.node_key
+from client.echo import echo
+from client.fleet import Fleet
+from common.errors import JoinError, TransportError
+from common.keys import openssh_line
+from deploy.nginx_run import reload
+from deploy.traffic import traffic_by_site
+from server.hub_grid import HubGrid
+from server.superlink import SuperLinkAddress, SuperLinkLine, node_key_bytes
+from tests.federation.chain import (
+    Federation,
+    free_port,
+    needs_nginx,
+    running,
+    until,
+    wait_for,
+)
+from tests.federation.connect_proxy import connect_proxy
+
+pytestmark = needs_nginx
+PASSWORD, USER = "ward a:p@ss", "ward%20a:p%40ss"
+
+
+@contextmanager
+def superlink(federation: Federation) -> Iterator[SuperLinkLine]:
+    """Flower's own program, and the coordinator's line to it."""
+    pair, root = federation.loopback, federation.root
+    (root / "secret").write_bytes(os.urandom(32))
+    argv = [
+        Path(sys.executable).with_name("flower-superlink"),
+        *("--host", "127.0.0.1", "--port", str(federation.superlink_port)),
+        *("--ssl-certfile", pair.certificate, "--ssl-keyfile", pair.key),
+        *("--ssl-ca-certfile", federation.authority.certificate),
+        *("--database", root / "state.db", "--enable-supernode-auth"),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", root / "secret"),
+    ]
+    env = {
+        **os.environ,
+        "FLWR_HOME": str(root / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "NO_PROXY": "127.0.0.1,localhost,::1",
+    }
+    with (root / "superlink.log").open("ab") as log:
+        process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
+    try:
+        wait_for(federation.superlink_port, 120)
+        address = SuperLinkAddress(
+            federation.superlink_port,
+            federation.authority.certificate,
+            (root / "secret").read_bytes(),
+        )
+        with SuperLinkLine(address) as line:
+            until(line.is_up, 60)
+            yield line
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    federation = Federation(tmp_path_factory.mktemp("federation"), free_port())
+    key = ec.generate_private_key(ec.SECP384R1())
+    with superlink(federation) as line, running(federation.hub) as hub:
+        line.register(node_key_bytes(openssh_line(key.public_key())))
+        yield SimpleNamespace(f=federation, line=line, key=key, hub=hub)
+
+
+@contextmanager
+def echoing(fleet: Fleet) -> Iterator[int]:
+    """A site that sends every order's content back; its node id."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            message = fleet.pull()
+            if message is None:
+                stop.wait(0.05)
+            else:
+                fleet.push(Message(message.content, reply_to=message), 0.1)
+
+    with fleet:
+        node = fleet.activate(None)
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield node
+        finally:
+            stop.set()
+            thread.join()
+
+
+def order_and_answer(chain, node: int, size_bytes: int = 12_000_000) -> None:
+    """An order goes to the node and its content comes back unchanged."""
+    data = np.random.default_rng(1).integers(0, 255, size_bytes, dtype=np.uint8)
+    content = RecordDict(
+        {"v": ArrayRecord({"m": Array("u1", data.shape, "raw", data.tobytes())})}
+    )
+    with chain.line.channel() as channel:
+        grid = HubGrid(channel, lambda: {node}, lambda: False)
+        (message_id,) = grid.push_messages([Message(content, node, "train", ttl=600)])
+        replies: list[Message] = []
+        until(lambda: replies.extend(grid.pull_messages([message_id])) or replies, 120)
+    assert replies[0].content["v"]["m"].data == data.tobytes()
+
+
+@pytest.mark.parametrize("proxied", [False, True], ids=["directly", "by proxy"])
+def test_orders_pass_and_a_broken_tunnel_is_opened_again(chain, proxied):
+    hub = f"127.0.0.1:{chain.f.hub.port}"
+    with connect_proxy(password=PASSWORD, allowed=[hub]) as proxy:
+        url = f"http://{USER}@127.0.0.1:{proxy.port}" if proxied else None
+        said: list[str] = []
+        address = chain.f.address(proxy=url)
+        with echoing(Fleet(address, chain.key, said.append, threading.Event())) as node:
+            order_and_answer(chain, node)
+            tunnels = len(proxy.asked)
+            proxy.cut()
+            order_and_answer(chain, node)
+        assert "p@ss" not in str(said)
+        assert "p%40ss" not in str(said)
+        assert (tunnels > 0, len(proxy.asked) > tunnels) == (proxied, proxied)
+    seen = traffic_by_site(chain.f.hub.folder)["north"]
+    assert seen.sent_bytes > 2 * 12_000_000
+
+
+# --- the echo -------------------------------------------------------------------------
+
+
+def nodes(chain) -> list:
+    return sorted(chain.line.nodes().items())
+
+
+def test_an_echo_comes_back_and_nothing_came_of_it(chain):
+    before = nodes(chain)
+    echo(chain.f.address(), chain.key)
+    assert nodes(chain) == before
+    stop = threading.Event()
+    with echoing(Fleet(chain.f.address(), chain.key, print, stop)) as node:
+        during = nodes(chain)
+        echo(chain.f.address(), chain.key)  # a service runs with the same key
+        assert nodes(chain) == during
+        order_and_answer(chain, node, 10)
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_an_echo_comes_back_to_a_site_whose_clock_is_off(chain, hours, monkeypatch):
+    off = datetime.timedelta(hours=hours)
+    monkeypatch.setattr(
+        client.node_key,
+        "machine_time",
+        lambda: datetime.datetime.now(datetime.UTC) + off,
+    )
+    echo(chain.f.address(), chain.key)
+
+
+def test_an_echo_with_a_key_that_is_not_on_the_register_says_so(chain):
+    with pytest.raises(JoinError, match="not this site's node key on its register"):
+        echo(chain.f.address(), ec.generate_private_key(ec.SECP384R1()))
+
+
+def test_an_echo_to_a_hub_whose_superlink_is_down_says_so(tmp_path):
+    federation = Federation(tmp_path, free_port())
+    key = ec.generate_private_key(ec.SECP384R1())
+    with running(federation.hub), pytest.raises(TransportError, match="nobody is beh"):
+        echo(federation.address(), key)
+    with pytest.raises(TransportError, match="no answer came back"):
+        echo(federation.address(), key)
+
+
+def test_a_revoked_site_is_cut_off_and_told_why(chain):
+    """Last, as it takes the site's certificate back."""
+    said: list[str] = []
+    fleet = Fleet(chain.f.address(), chain.key, said.append, threading.Event())
+    with fleet:
+        fleet.activate(None)
+        fleet.pull()
+        chain.f.authority.revoke(chain.f.north)
+        reload(chain.f.hub.folder, chain.hub.pid)
+
+        def is_out() -> bool:
+            try:
+                fleet.pull()
+            except JoinError as error:
+                return "certificate revoked" in str(error)
+            return False
+
+        until(is_out, 30)
+    with pytest.raises(JoinError, match=r"certificate revoked.*coordinator"):
+        echo(chain.f.address(), chain.key)
