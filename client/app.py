@@ -90,14 +90,16 @@ def _answer(message: Message, context: Context) -> Message:
         answer = _work(folder, order)
         if isinstance(answer, Roster):
             answer = replace(answer, key=public_text(key.public_key()))
-        content = to_record(answer, seal(answer, asked_of(order, answer.site), key))
+        digest = digest_of_answer(answer)
+        asked = asked_of(order, answer.site)
+        content = to_record(answer, seal(answer, asked, key, digest))
         record(
             folder,
             order,
             code=0,
             bytes_in=bytes_in,
             bytes_out=payload_bytes(content),
-            sha256=digest_of_answer(answer).hex(),
+            sha256=digest.hex(),
         )
         return Message(content, reply_to=message)
     except Exception as error:
@@ -145,6 +147,8 @@ def _order(message: Message) -> Order:
 
 def _work(folder: Path, order: Order) -> Answer:
     def tell(done: int, steps: int) -> None:
+        if done == 1 and isinstance(order, TrainOrder):
+            log.info("first step of round %d of %s", order.round, order.run)
         log.debug("step", extra={"site": folder.name, "done": done, "steps": steps})
 
     with permitted(folder, order, tell) as (plan, tell_all):

@@ -80,9 +80,19 @@ def asked_of(order: Order, site: str) -> Asked:
     )
 
 
-def seal(answer: Answer, asked: Asked, key: Ed25519PrivateKey) -> Seal:
-    """Sign an answer as one to this question."""
-    signature = key.sign(_statement(answer, asked))
+def seal(
+    answer: Answer, asked: Asked, key: Ed25519PrivateKey, digest: bytes | None = None
+) -> Seal:
+    """Sign an answer as one to this question.
+
+    Args:
+        answer: What leaves.
+        asked: What it answers.
+        key: The site's.
+        digest: `digest_of_answer`, if the caller knows it: for a large model hashing
+            it is the most of signing.
+    """
+    signature = key.sign(_statement(digest or digest_of_answer(answer), answer, asked))
     return Seal(signature, fingerprint(key.public_key()), asked)
 
 
@@ -103,7 +113,9 @@ def verify(answer: Answer, asked: Asked, seal: Seal, key: Ed25519PublicKey) -> N
             code="key",
         )
     try:
-        key.verify(seal.signature, _statement(answer, seal.asked))
+        key.verify(
+            seal.signature, _statement(digest_of_answer(answer), answer, seal.asked)
+        )
     except InvalidSignature as error:
         raise ContributionError(
             f"{who} sent an answer whose signature does not fit, expected it as the "
@@ -141,13 +153,13 @@ def _compare(answer: Answer, asked: Asked, said: Asked) -> None:
             )
 
 
-def _statement(answer: Answer, asked: Asked) -> bytes:
+def _statement(digest: bytes, answer: Answer, asked: Asked) -> bytes:
     """The bytes that are signed."""
     return items(
         {
             "purpose": _PURPOSE,
             "kind": type(answer).__name__,
-            "content": digest_of_answer(answer),
+            "content": digest,
             **vars(asked),
         }
     )
