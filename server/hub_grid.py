@@ -110,6 +110,8 @@ class HubGrid(Grid):
         """Send orders out; an empty id for a node that the SuperLink doesn't know."""
         self._leave_if_stopped()
         whole = list(messages)
+        if not whole:  # Flower calls that malformed
+            return []
         with no_object_id_recompute():
             for message in whole:
                 message.metadata.__dict__["_message_id"] = message.object_id
