@@ -21,25 +21,18 @@ from client.private_files import sweep, write_private
 from client.site_file import (
     AUTHORITY,
     KIT,
-    LOCAL_CERTIFICATE,
-    LOCAL_KEY,
     SITE_CERTIFICATE,
     TLS_KEY,
     SiteFile,
     read_site_file,
 )
 from common.certificates import (
-    LONGEST_DAYS,
-    LOOPBACK,
-    Issuer,
     certificate_pem,
     check_time,
-    common_name,
     fingerprint_of,
     grouped,
     instant,
     is_issued_by,
-    issue,
     name_in,
     parse_certificate,
     read_certificate,
@@ -174,7 +167,6 @@ def install(
         check_time(one, now, f"kit of the {whose}", "ask the hub for a new kit")
     _check_is_newer(folder, checked.certificate)
     sweep((folder / KIT).parent)
-    _write_local(folder, now)
     write_private(folder / AUTHORITY, certificate_pem(checked.authority).encode())
     write_private(folder / KIT, to_bytes(checked.kit))
     text = certificate_pem(checked.certificate)
@@ -278,13 +270,3 @@ def _check_is_newer(folder: Path, certificate: x509.Certificate) -> None:
             f"expected one not older than what is installed, {instant(had)}; install "
             "the newest kit"
         )
-
-
-def _write_local(folder: Path, now: datetime) -> None:
-    """A certificate for our own nginx on loopback, which signs itself."""
-    key = read_ec_key(folder / LOCAL_KEY)
-    itself = Issuer(common_name(LOOPBACK[0]), key)
-    made = issue(
-        LOOPBACK[0], key.public_key(), itself, "server", now, LONGEST_DAYS, LOOPBACK
-    )
-    write_private(folder / LOCAL_CERTIFICATE, certificate_pem(made).encode())

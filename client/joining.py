@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from client.private_files import write_private
 from client.site_file import (
     CLIENT_FILE,
-    LOCAL_KEY,
     NODE_KEY,
     PARTS,
     SIGN_KEY,
@@ -59,7 +58,6 @@ def create_site(
             (TLS_KEY, ec.generate_private_key(ec.SECP256R1()), False),
             (NODE_KEY, ec.generate_private_key(ec.SECP384R1()), True),
             (SIGN_KEY, ed25519.Ed25519PrivateKey.generate(), False),
-            (LOCAL_KEY, ec.generate_private_key(ec.SECP256R1()), False),
         ):
             write_private(folder / path, private_pem(key, openssh=openssh))
         write_private(folder / CLIENT_FILE, site_toml(settings).encode())

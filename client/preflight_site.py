@@ -60,7 +60,6 @@ def check_rights(folder: Path) -> Row:
     """Whether nobody else can enter the folder, and no key is open to others."""
     own = os.geteuid()
     secret = [folder, folder / "keys", *sorted((folder / "keys").glob("*"))]
-    secret += sorted((folder / "tls").glob("*.key"))
     for path in secret:
         name = "the site's folder" if path == folder else str(path.relative_to(folder))
         status = path.stat()

@@ -2,8 +2,9 @@
 
     client.toml     what belongs to this hospital: data, device, network, policy
     keys/           its three private keys; none ever leaves
-    tls/            certificates: its own, the hub's authority's, one for loopback
-    store/  state/  plans/  nginx/
+    tls/            certificates: its own, and the hub's authority's; the join kit
+    store/  state/  plans/  what it trains on, remembers, approved
+    desk/  logs/  cache/
 
 No plan and no server can change what stands here; the hub learns the name alone.
 """
@@ -29,10 +30,8 @@ NODE_KEY: Final = Path("keys/node.key")
 SIGN_KEY: Final = Path("keys/sign.key")
 SITE_CERTIFICATE: Final = Path("tls/site.crt")
 AUTHORITY: Final = Path("tls/ca.crt")
-LOCAL_KEY: Final = Path("tls/local.key")
-LOCAL_CERTIFICATE: Final = Path("tls/local.crt")
 KIT: Final = Path("tls/kit.json")
-PARTS: Final = ("keys", "tls", "store", "state", "plans", "nginx")
+PARTS: Final = ("keys", "tls", "store", "state", "plans")
 REQUEST: Final = "fedct client request"
 
 _TEMPLATE = """\

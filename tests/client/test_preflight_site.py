@@ -63,7 +63,7 @@ def test_a_site_that_has_joined_passes(join):
     rows = table(join())
     assert {row.verdict for row in rows.values()} == {"PASS"}, rows
     assert rows["own certificate"].found == "of north, good for 30.0 days"
-    assert "4 keys" in rows["rights"].found
+    assert "3 keys" in rows["rights"].found
 
 
 def test_a_certificate_past_two_thirds_of_its_life_is_to_be_renewed(join):
