@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types suite debian install install-dev bench wheelhouse federation clean
+.PHONY: demo test lint types suite debian install install-dev bench faults wheelhouse federation clean
 
 demo: install
 	$(BIN)/fedct demo --out $(OUT)
@@ -47,6 +47,10 @@ debian:
 
 bench: install-dev
 	$(BIN)/python tests/bench/run.py
+
+# Every fault on a real federation, and the table of what was seen: docs/faults.md.
+faults: install-dev
+	$(BIN)/python -m tests.faults.run --write docs/faults.md
 
 # For machines without a network and for images: docs/howto/install-without-network.md.
 WHEELHOUSE ?= wheelhouse

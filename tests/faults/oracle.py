@@ -1,0 +1,82 @@
+"""The model that each round of a run must have, worked out again from its journal.
+
+An independent slow implementation: it trains every site whose update the journal says
+was accepted, alone, in this process, on a copy of the site's store, and averages with
+six lines of NumPy. Sites, rounds and cases are all it is told; what went wrong on the
+way it cannot know. So if each round's model is the same to the bit, the model was a
+function of the recorded site sets only, each update counted once, and a run that was
+killed and resumed is the run that was not.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.open_site import open_site
+from client.service import SiteService
+from client.site_file import CLIENT_FILE
+from common.exchange import TrainOrder
+from common.parameters import digest_of, to_vector
+from common.plan import Plan
+from server.federation import first_model
+from server.journal import Entry
+
+
+class Oracle:
+    """Copies of the sites, and what was worked out so far."""
+
+    def __init__(self, folder: Path, sites: dict[str, Path]) -> None:
+        """Prepare to copy `sites` (name to folder) below `folder`."""
+        self._folder, self._sites = folder, sites
+        self._services: dict[tuple[str, str], SiteService] = {}
+        self._runs = 0
+
+    def models(self, plan: Plan, done: Sequence[Entry]) -> list[np.ndarray]:
+        """The model after each round, float32[P]."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as at the sites: sums depend on it
+        try:
+            return self._models(plan, done)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _models(self, plan: Plan, done: Sequence[Entry]) -> list[np.ndarray]:
+        self._runs += 1
+        run, since = f"oracle-{self._runs}", dict.fromkeys(self._sites, 0)
+        network, layout = first_model(plan)
+        model, models = to_vector(network, layout), []
+        for entry in done:
+            number, rows = entry.record.number, entry.record.sites
+            updates = []
+            for site in [row.site for row in rows if row.outcome == "accepted"]:
+                order = TrainOrder(
+                    *(run, plan.digest, number, since[site], model, digest_of(model))
+                )
+                updates.append(self._service(site, plan).train(order, _ignore))
+            if len(updates) >= plan.federation.min_sites:
+                model = model + _mean([(u.delta, u.cases) for u in updates])
+                since |= {update.site: number for update in updates}
+            models.append(model)
+        return models
+
+    def _service(self, site: str, plan: Plan) -> SiteService:
+        if (site, plan.digest) not in self._services:
+            folder = self._folder / site
+            if not folder.exists():
+                shutil.copytree(self._sites[site] / "store", folder / "store")
+                shutil.copy(self._sites[site] / CLIENT_FILE, folder)
+            self._services[site, plan.digest] = open_site(folder, plan)
+        return self._services[site, plan.digest]
+
+
+def _mean(updates: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
+    total = np.zeros_like(updates[0][0])
+    for delta, cases in updates:
+        total += delta * np.float32(cases)
+    return total / np.float32(sum(cases for _, cases in updates))
+
+
+def _ignore(done: int, steps: int) -> None: ...
