@@ -98,7 +98,7 @@ def _nginx(folder: Path, config: str = CONFIG) -> list[str]:
     if program is None:
         raise TransportError(
             "gateway found no nginx on this machine, expected version 1.22 or later; "
-            "install it (on Debian: apt-get install nginx-light)"
+            "install it (on Debian: apt-get install nginx)"
         )
     return [program, "-p", str(folder), "-e", "stderr", "-c", str(folder / config)]
 

@@ -11,7 +11,7 @@ command -v dciodvfy >/dev/null 2>&1 || missing="$missing dicom3tools"
 command -v dcm2niix >/dev/null 2>&1 || missing="$missing dcm2niix"
 command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
 { command -v nginx || [ -x /usr/sbin/nginx ]; } >/dev/null 2>&1 \
-    || missing="$missing nginx-light"
+    || missing="$missing nginx"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
     echo "not installed:$missing; the tests that need them will skip"

@@ -172,6 +172,15 @@ def test_the_containerfile_is_clean():
     assert (code, words) == (0, "")
 
 
+def test_only_the_hub_s_image_has_an_nginx_and_no_image_runs_as_root():
+    assert "nginx" in re.findall(r"^    apt-get install.*", stage("hub"), re.M)[0]
+    for name in ("debian", "packages", "fedct", "site"):
+        assert "nginx" not in re.sub(r"^#.*", "", stage(name), flags=re.M)
+    for name in ("fedct", "hub"):
+        *_, last = re.findall(r"^USER (.*)$", stage(name), re.M)
+        assert last == "10001:10001"
+
+
 def test_the_build_script_is_clean():
     code, words = said("shellcheck", BUILD)
     assert (code, words) == (0, "")

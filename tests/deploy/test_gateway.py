@@ -402,5 +402,5 @@ def test_only_root_names_a_user(fresh):
 
 def test_no_nginx_is_an_error_that_says_what_to_install(fresh, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    with pytest.raises(TransportError, match="apt-get install nginx-light"):
+    with pytest.raises(TransportError, match="apt-get install nginx"):
         install(fresh.hub)
