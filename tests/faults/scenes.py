@@ -1,7 +1,8 @@
 """What several rows do and look for."""
 
 from client.order_log import read_orders
-from tests.faults.federation import Federation, Run, Site, until
+from tests.faults.federation import Federation, Run
+from tests.faults.hosts import Site, until
 
 ALL, WITHOUT_NORTH = ("east", "north", "south"), ("east", "south")
 SOON = {"deadline_s": 300.0, "rejoin_s": 1.0}

@@ -1,6 +1,6 @@
 """Rows 16 to 18: an answer comes twice, from an earlier round, or altered."""
 
-from tests.faults.federation import until
+from tests.faults.hosts import until
 from tests.faults.invariants import check_invariants
 from tests.faults.rows import row
 from tests.faults.scenes import ALL, WITHOUT_NORTH

@@ -18,7 +18,8 @@ from server.journal import Entry, append, entries, open_journal
 from server.record import RoundRecord
 from server.run_files import ARMS_FILE, JOURNAL_FILE, PLAN_FILE
 from server.server_step import ServerState
-from tests.faults.federation import Run, until
+from tests.faults.federation import Run
+from tests.faults.hosts import until
 from tests.faults.invariants import check_invariants
 from tests.faults.points import PRELOAD
 from tests.faults.powerloss import COMPILER, SYNCS, after, compile_shim, read_syncs

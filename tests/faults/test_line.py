@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.faults.federation import FULL, Federation, Run, Site, until
+from tests.faults.federation import Federation, Run
+from tests.faults.hosts import FULL, Site, until
 from tests.faults.invariants import check_invariants
 from tests.faults.line import IN_HANDSHAKE
 from tests.faults.rows import row

@@ -2,7 +2,7 @@
 
 import signal
 
-from tests.faults.federation import until
+from tests.faults.hosts import until
 from tests.faults.invariants import check_invariants
 from tests.faults.rows import row
 from tests.faults.scenes import ALL, SOON, WITHOUT_NORTH, comes_back, trained
