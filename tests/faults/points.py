@@ -15,6 +15,7 @@ fault in while the processes run.
     training    site: after a round's first step                       train
     answer      site: the answer is made, not signed                   all
     message     site: the signed message is about to be pushed         all
+    order       hub: orders (a record for each site) go out            all
     checkpoint  hub: a checkpoint is about to be written               -
     written     hub: it is written, the journal does not know yet      -
     committed   hub: the round is in the journal                       -
@@ -112,17 +113,20 @@ class Places:
         return what
 
 
+def _about(order: Any) -> dict[str, Any]:
+    """Kind and round of an order, as a point names them."""
+    from common.exchange import Hello, JudgeOrder
+
+    kind = {Hello: "hello", JudgeOrder: "judge"}.get(type(order), "train")
+    return {"kind": kind, "number": getattr(order, "round", 0)}
+
+
 def in_site(places: Places, control: Path) -> None:
     """Wrap what a site's service is made of."""
     import httpx
 
     from client import app, service
     from client.fleet import Fleet
-    from common.exchange import Hello, JudgeOrder
-
-    def about(order: Any) -> dict[str, Any]:
-        kind = {Hello: "hello", JudgeOrder: "judge"}.get(type(order), "train")
-        return {"kind": kind, "number": getattr(order, "round", 0)}
 
     work, train, push, send = (
         app._work,
@@ -133,19 +137,19 @@ def in_site(places: Places, control: Path) -> None:
 
     def work_(folder: Path, order: Any) -> Any:
         places.order = order
-        places.reach("begin", **about(order))
-        return places.reach("answer", work(folder, order), **about(order))
+        places.reach("begin", **_about(order))
+        return places.reach("answer", work(folder, order), **_about(order))
 
     def train_(*args: Any, progress: Callable[[int, int], None], **more: Any) -> Any:
         def told(done: int, steps: int) -> None:
             if done == 1:
-                places.reach("training", **about(places.order))
+                places.reach("training", **_about(places.order))
             progress(done, steps)
 
         return train(*args, progress=told, **more)
 
     def push_(self: Fleet, answer: Any, seconds: float) -> None:
-        order = about(places.order)
+        order = _about(places.order)
         for message in places.reach("message", [answer], **order):
             push(self, message, seconds)
         if order["kind"] == "train":
@@ -165,9 +169,14 @@ def in_site(places: Places, control: Path) -> None:
 
 def in_hub(places: Places, control: Path) -> None:
     """Wrap what the hub's runner does for a round."""
-    from server import rounds
+    from server import asking, rounds
 
     append, write = rounds.append, rounds.write_checkpoint
+    encode = asking.to_records
+
+    def encode_(orders: Any) -> Any:
+        places.order = next(iter(orders.values()), None)
+        return places.reach("order", encode(orders), **_about(places.order))
 
     def append_(journal: Any, entry: Any) -> None:
         append(journal, entry)
@@ -183,6 +192,7 @@ def in_hub(places: Places, control: Path) -> None:
         return digest
 
     rounds.append, rounds.write_checkpoint = append_, write_
+    asking.to_records = encode_
 
 
 def start(verb: str, folder: Path) -> None:
