@@ -87,8 +87,8 @@ learning_rate = 1e-2
 [federation]
 rounds = 3
 min_sites = 2
-deadline_s = 60.0
-rejoin_s = 30.0
+deadline_s = 300.0
+rejoin_s = 120.0
 [evaluation]
 every = 3
 region = "window"

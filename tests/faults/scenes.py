@@ -7,17 +7,23 @@ from tests.faults.hosts import Site, until
 ALL, WITHOUT_NORTH = ("east", "north", "south"), ("east", "south")
 SOON = {"deadline_s": 300.0, "rejoin_s": 1.0}
 """Who is lost is given up at once, so a round does not wait for its deadline."""
-_undisturbed: dict[int, str] = {}
+_calm: dict[int, Run] = {}
 
 
-def undisturbed(fed: Federation) -> str:
-    """sha256 of the model that a run of `PLAN` in peace ends in; run once."""
-    if id(fed) not in _undisturbed:
+def calm(fed: Federation) -> Run:
+    """A run of `PLAN` in peace; run once."""
+    if id(fed) not in _calm:
         run = fed.run()
         run.finished()
         assert run.accepted() == [ALL] * 3
-        _undisturbed[id(fed)] = run.sha256
-    return _undisturbed[id(fed)]
+        _calm[id(fed)] = run
+    return _calm[id(fed)]
+
+
+def deadline_s(fed: Federation, least_s: float = 15.0) -> float:
+    """A deadline that sound sites keep on this machine, however busy it is now."""
+    slowest_s = max(entry.record.seconds for entry in calm(fed).journal())
+    return max(least_s, 5 * slowest_s)
 
 
 def joined(site: Site) -> int:

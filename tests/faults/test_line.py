@@ -14,7 +14,7 @@ from tests.faults.hosts import FULL, Site, until
 from tests.faults.invariants import check_invariants
 from tests.faults.line import IN_HANDSHAKE
 from tests.faults.rows import row
-from tests.faults.scenes import ALL, WITHOUT_NORTH, trained
+from tests.faults.scenes import ALL, WITHOUT_NORTH, calm, deadline_s, trained
 
 LONG_S = 60.0 if FULL else 25.0
 """Above the time after which the hub calls a site lost (30 s; shortened 20 s)."""
@@ -53,7 +53,7 @@ def disturb(run: Run, north: Site, for_s: float, **faults: object) -> float:
     "no trace in the mean",
 )
 def test_an_upload_is_cut(fed, seen, seed):
-    run, north = before_upload(fed, deadline_s=20.0, **BIG)
+    run, north = before_upload(fed, deadline_s=deadline_s(fed), **BIG)
     size = run.row("north", 1).bytes_up
     after = random.Random(seed).randrange(10_000, size)
     north.proxy.set(cut_up_after=after)
@@ -128,16 +128,15 @@ def test_a_line_comes_and_goes(fed, seen):
 
 @row(12, "500 ms of latency (250 ms each way) at every site", "completes")
 def test_every_line_is_slow_to_answer(fed, seen):
-    calm = fed.run()
-    calm.finished()
+    peace = calm(fed)
     for site in fed.sites.values():
         site.proxy.set(delay_up_s=0.25, delay_down_s=0.25)
     run = fed.run()
     run.finished()
     check_invariants(run)
     assert run.accepted() == [ALL] * 3
-    assert run.sha256 == calm.sha256
-    rounds = [[e.record.seconds for e in r.journal()][1] for r in (calm, run)]
+    assert run.sha256 == peace.sha256
+    rounds = [[e.record.seconds for e in r.journal()][1] for r in (peace, run)]
     seen(f"a round takes {rounds[1]:.1f} s in place of {rounds[0]:.1f} s, same model")
 
 
@@ -155,19 +154,20 @@ def test_one_line_is_narrow(fed, seen):
     assert run.accepted() == [ALL] * 3
     seconds, size = run.journal()[1].record.seconds, run.row("north", 2).bytes_up
     seen(f"1 Mbit/s: {size / 1e6:.2f} MB each way, {seconds:.1f} s a round")
-    late, north = before_upload(fed, deadline_s=15.0, **BIG)
+    allowed_s = deadline_s(fed)
+    late, north = before_upload(fed, deadline_s=allowed_s, **BIG)
     fed.site("east").at("begin", "hold", round=3)
-    north.proxy.set(rate_up=size / 60)
+    north.proxy.set(rate_up=size / allowed_s / 4)
     north.go_on()
     late.rounds(2)
     north.proxy.heal()
-    until(lambda: trained(north, late, 3), 14, "north to be in round 3")
+    until(lambda: trained(north, late, 3), what="north to be in round 3")
     fed.site("east").go_on()
     late.finished()
     check_invariants(late)
     assert late.accepted() == [ALL, WITHOUT_NORTH, ALL]
     assert late.outcome("north", 2) == "late"
-    seen(f"slower: “{late.reason('north', 2)}” (15 s), back in the next round")
+    seen(f"slower: “{late.reason('north', 2)}” ({allowed_s:.0f} s), in round 3 again")
 
 
 @row(14, "reset in the TLS handshake, every time for 5 s", "retry", short=True)
