@@ -6,6 +6,7 @@ import stat
 import struct
 import zlib
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
     X25519PublicKey,
 )
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from flwr.app import RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -41,16 +43,22 @@ REPLY_TEXT = REPLY.public_key().public_bytes_raw().hex()
 ID, OTHER_ID = "ab" * 16, "cd" * 16
 WAITING = {ID: "north"}
 KEYS = {"north": SITE.public_key(), "south": HUB.public_key()}
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TRAIN = TrainOrder("run", "plan", 1, 0, np.arange(1000, dtype=np.float32), "model")
 UPDATE = Update(
     "north", 1, "plan", np.arange(1000, dtype=np.float32), 7, 0.5, 2, 0.1, 9, 10
 )
 
 
+def an_order(content: RecordDict, number: int = 2) -> OrderParcel:
+    due = int(NOW.timestamp()) + 60
+    return OrderParcel(ID, "north", "train", REPLY_TEXT, "run", number, due, content)
+
+
 @pytest.fixture
 def order(tmp_path) -> Path:
     path = tmp_path / "1.order"
-    parcel = OrderParcel(ID, "north", "train", REPLY_TEXT, to_record(TRAIN))
+    parcel = an_order(to_record(TRAIN))
     write_order(path, parcel, HUB)
     return path
 
@@ -64,8 +72,8 @@ def answer(tmp_path) -> Path:
 
 
 def take_order(path: Path, **changes: object) -> OrderParcel:
-    given = {"site": "north", "hub_key": HUB.public_key(), **changes}
-    return read_order(path, **given)
+    given = {"site": "north", "hub_key": HUB.public_key(), "answered": {}, "now": NOW}
+    return read_order(path, **{**given, **changes})
 
 
 def take_answer(path: Path, **changes: object) -> AnswerParcel:
@@ -126,7 +134,7 @@ def test_nothing_of_an_answer_can_be_read_on_the_way(tmp_path):
 def test_a_parcel_that_ends_early_is_refused_wherever_it_ends(name, request):
     path, take = request.getfixturevalue(name), TAKE[name]
     whole = path.read_bytes()
-    for size in [*range(0, 450, 7), len(whole) // 2, len(whole) - 1]:
+    for size in [*range(0, 700, 7), len(whole) // 2, len(whole) - 1]:
         path.write_bytes(whole[:size])
         expected = "format" if size == 0 else "truncated"
         assert code_of(take, path) == expected, size
@@ -159,7 +167,7 @@ def test_another_order_s_content_under_this_one_s_header_is_refused(tmp_path):
         model = np.random.default_rng(seed).normal(size=50).astype(np.float32)
         content = to_record(replace(TRAIN, model=model))
         path = tmp_path / f"{seed}.order"
-        write_order(path, OrderParcel(ID, "north", "train", REPLY_TEXT, content), HUB)
+        write_order(path, an_order(content), HUB)
         one = paths.setdefault(size := path.stat().st_size, path)
         if one != path:
             break
@@ -172,13 +180,43 @@ def test_another_order_s_content_under_this_one_s_header_is_refused(tmp_path):
 
 
 def test_an_order_of_another_hub_or_for_another_site_is_refused(order):
-    assert code_of(take_order, order, hub_key=SITE.public_key()) == "signature"
+    assert code_of(take_order, order, hub_key=SITE.public_key()) == "key"
     assert code_of(take_order, order, site="south") == "site"
 
 
-def test_an_order_that_was_answered_is_refused(order):
-    assert code_of(take_order, order, answered={ID}) == "replay"
-    assert take_order(order, answered={OTHER_ID}).message_id == ID
+@pytest.mark.parametrize("name", ["order", "answer"])
+def test_who_names_the_right_key_and_has_another_is_refused(name, request):
+    """The key in the header is for a good error; what counts is the signature."""
+    path, take = request.getfixturevalue(name), TAKE[name]
+    right, content = peek(path), path.read_bytes()[-peek(path).content_bytes :]
+    write_parcel(path, right, content, Ed25519PrivateKey.generate())
+    forged = path.read_bytes().replace(peek(path).key.encode(), right.key.encode())
+    path.write_bytes(forged)
+    assert peek(path) == right
+    assert code_of(take, path) == "signature"
+
+
+def test_an_order_that_was_answered_or_is_older_is_refused(order):
+    assert code_of(take_order, order, answered={"run": 2}) == "replay"
+    assert code_of(take_order, order, answered={"run": 3}) == "older"
+    got = take_order(order, answered={"run": 1, "other": 9})
+    assert (got.run, got.number) == ("run", 2)
+
+
+def test_an_order_whose_time_is_over_is_refused_with_both_times(order):
+    assert take_order(order, now=NOW + timedelta(seconds=60))
+    late = NOW + timedelta(seconds=120)
+    with pytest.raises(ContributionError, match=r"by 2026-03-01 12:01.*it is.*12:02"):
+        take_order(order, now=late)
+    assert code_of(take_order, order, now=late) == "late"
+
+
+@pytest.mark.parametrize("name", ["run", "number", "due", "reply_key"])
+def test_an_order_that_lacks_what_it_needs_is_refused(order, name):
+    content = order.read_bytes()[-peek(order).content_bytes :]
+    header = peek(order).model_copy(update={name: None})
+    write_parcel(order, header, content, HUB)
+    assert code_of(take_order, order) == "format"
 
 
 def test_an_answer_counts_only_while_it_is_waited_for(answer):
@@ -189,9 +227,7 @@ def test_an_answer_counts_only_while_it_is_waited_for(answer):
 def test_an_answer_of_a_site_that_was_not_asked_is_refused(tmp_path, answer):
     assert code_of(take_answer, answer, waiting={ID: "south"}) == "site"
     assert code_of(take_answer, answer, site_keys={}) == "key"
-    assert code_of(take_answer, answer, site_keys={"north": HUB.public_key()}) == (
-        "signature"
-    )
+    assert code_of(take_answer, answer, site_keys={"north": HUB.public_key()}) == "key"
 
 
 def test_an_answer_sealed_to_another_hub_is_refused(answer):
@@ -242,9 +278,8 @@ def test_signed_content_that_does_not_end_where_it_should_is_refused(order, chan
 def test_signed_junk_is_refused(tmp_path, content):
     path = tmp_path / "1.order"
     about = {"message_id": ID, "site": "north", "kind": "train"}
-    header = Header(
-        format="fedct-order", reply_key=REPLY_TEXT, unpacked_bytes=4, **about
-    )
+    rest = {"run": "run", "number": 1, "due": 1 << 40, "reply_key": REPLY_TEXT}
+    header = Header(format="fedct-order", unpacked_bytes=4, **about, **rest)
     write_parcel(path, header, content, HUB)
     assert code_of(take_order, path) == "altered"
 

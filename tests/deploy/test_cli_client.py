@@ -7,7 +7,7 @@ import pytest
 
 from client.activity import work_of
 from client.control import serve_control
-from client.desk import is_approved, queue_plan
+from client.desk import is_approved, queue_plan, read_desk
 from client.desk_control import DeskControl
 from client.order_log import ORDERS, Served, record_order
 from client.site_file import HubAddress, SiteFile, site_toml
@@ -60,10 +60,15 @@ def test_a_folder_that_is_no_hospitals_is_refused(fedct, tmp_path, verb):
     refused(fedct("client", verb, tmp_path), ControlError, "no client.toml")
 
 
-@pytest.mark.parametrize("verb", ["approve", "pause", "resume"])
-def test_without_a_service_nothing_is_decided(fedct, site, verb):
-    refused(fedct("client", verb, site), ControlError, "fedct client start")
-    assert not (site / "desk").exists()
+def test_without_a_service_decisions_are_made_on_the_disk(fedct, site):
+    digest = queue_plan(site, SEGMENTATION, "run-1").digest
+    assert digest in fedct("client", "approve", site).out
+    assert fedct("client", "approve", site, digest[:8]).code == 0
+    assert is_approved(site, digest)
+    assert fedct("client", "pause", site, "--reason", "scanner moves").code == 0
+    assert read_desk(site).pause is not None
+    assert fedct("client", "resume", site).out == "takes orders again\n"
+    assert read_desk(site).pause is None
 
 
 def test_status_of_a_running_service(fedct, served):
