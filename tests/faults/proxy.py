@@ -213,7 +213,7 @@ class Proxy:
         except* ResetError:
             self.counters.resets += 1
             _reset(up.writer, down.writer)
-        except* ConnectionError:  # one end is gone: so is the other
+        except* OSError:  # one end is gone: so is the other
             _reset(up.writer, down.writer)
 
     async def _take(self, flow: Flow, said: bytearray | None) -> None:
