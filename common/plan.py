@@ -203,6 +203,10 @@ class Evaluation(Section):
     monitor: str | None = None
     """Metric that picks the best model; unset: Dice, or AUC for two classes, or
     accuracy."""
+    final: Literal["best", "last"] = "best"
+    """The model that is tested and handed out: the best by `monitor`, or the last
+    round's. Few validation patients pick a best round by chance; with a schedule that
+    ends at zero the last one is the safer choice (nnU-Net's, Isensee et al. 2021)."""
 
 
 class Data(Section):

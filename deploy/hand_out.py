@@ -36,9 +36,9 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
         return
     network, layout = first_model(plan)
     monitor = task_of(plan).monitor
-    best = record.rounds[record.best_round - 1]
+    best = record.rounds[record.final_round - 1]
     facts = PackageFacts(
-        round=record.best_round,
+        round=record.final_round,
         monitor=monitor,
         monitor_value=best.validation_mean.get(monitor),
         sites=len(best.sites),

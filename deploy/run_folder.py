@@ -134,7 +134,7 @@ def finished_record(folder: Path) -> ArmRecord | None:
     """
     try:
         record = read_arm_record(folder)
-        digest = record.rounds[record.best_round - 1].model_digest
+        digest = record.rounds[record.final_round - 1].model_digest
         whole = digest_of(best_model(folder)) == digest
         return record if whole and record.stopped != "void rounds" else None
     except (OSError, ValueError, LookupError):

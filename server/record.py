@@ -83,14 +83,14 @@ class ArmRecord(Record):
     """"federated", "pooled" or "local-<site>"."""
     rounds: list[RoundRecord]
     """All rounds."""
-    best_round: int
-    """Round of the model that is handed out (by validation)."""
+    final_round: int
+    """Round of the model that is handed out; 0: none."""
     stopped: Literal["all rounds", "early stop", "void rounds"]
     """Why the run ended."""
     steps: int
     """Optimiser steps in all, over all sites."""
     test: dict[str, Metrics]
-    """Site to metrics of the best model on that site's test patients."""
+    """Site to metrics of the final model on that site's test patients."""
     test_mean: Metrics
     """Unweighted mean over the sites: each hospital counts the same."""
     test_pooled: Metrics

@@ -158,7 +158,7 @@ def _curves(name: str, title: str, lines: list[Line], arm: ArmRecord) -> Figure:
         [round_.number for round_ in arm.rounds]
         + [number for line in lines for number, _ in line.points]
     )
-    best = arm.best_round if 1 <= arm.best_round <= last else None
+    best = arm.final_round if 1 <= arm.final_round <= last else None
     means = [line for line in lines if line.style == "mean"]
     said = f"{title} over {plural(last, 'round')}."
     if means:

@@ -137,7 +137,7 @@ def _federation_tiles(federated: ArmRecord | None) -> list[Tile]:
 
 
 def _round_note(federated: ArmRecord) -> str:
-    best = federated.best_round
+    best = federated.final_round
     note = f"model of round {best}" if best else "no trained model"
     early = federated.stopped != "all rounds"
     return f"{note}; stopped by {federated.stopped}" if early else note

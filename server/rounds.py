@@ -28,7 +28,7 @@ from server.folding import fold_round
 from server.journal import Entry, append, entries, open_journal, take_back
 from server.record import ArmRecord, Metrics, RoundRecord, SiteRound
 from server.server_step import ServerState, first_state, server_step
-from server.summary import best_round, mean_metrics, stop_reason
+from server.summary import best_round, final_round, mean_metrics, stop_reason
 
 log = logging.getLogger("fedct.run")
 
@@ -36,10 +36,10 @@ log = logging.getLogger("fedct.run")
 def run_arm(
     federation: Federation, arm: Arm
 ) -> tuple[ArmRecord, Float32[np.ndarray, " P"]]:
-    """Run or resume all rounds of an arm, then test its best model.
+    """Run or resume all rounds of an arm, then test its final model.
 
     Returns:
-        The arm's record, and the best model's parameters.
+        The arm's record, and the final model's parameters.
 
     Raises:
         RunError: The folder holds another run, or no round could be closed.
@@ -169,9 +169,9 @@ def _finish(
     done: Sequence[Entry],
     reason: Literal["all rounds", "early stop", "void rounds"],
 ) -> tuple[ArmRecord, Float32[np.ndarray, " P"]]:
-    """Test the best model at every site."""
-    best = best_round(_records(done), arm.task.monitor)
-    entry = _entry_of(done, best)
+    """Test the final model at every site."""
+    last = final_round(_records(done), arm.plan, arm.task.monitor)
+    entry = _entry_of(done, last)
     if entry is None:
         why = sorted({row.reason for e in done for row in e.record.sites})
         raise RunError(
@@ -181,9 +181,9 @@ def _finish(
     state = read_checkpoint(arm.folder / "checkpoints", entry.checkpoint, entry.sha256)
     # Sites keep only their latest memory (FedBN's norm layers), so test with that.
     since = _last_counted(done, arm)
-    sums = judge(federation, arm, arm.test, state.model, best, since, "test")
+    sums = judge(federation, arm, arm.test, state.model, last, since, "test")
     public = (PUBLIC,) if _has_public(federation, arm.plan) else ()
-    shown = judge(federation, arm, public, state.model, best, since, "test")
+    shown = judge(federation, arm, public, state.model, last, since, "test")
     test = {site: arm.task.summarise(s) for site, s in sums.items()}
     everything: Sums = {}
     for site_sums in sums.values():
@@ -192,7 +192,7 @@ def _finish(
     record = ArmRecord(
         name=arm.name,
         rounds=records,
-        best_round=best,
+        final_round=last,
         stopped=reason,
         steps=sum(row.steps for r in records for row in r.sites),
         test=test,

@@ -35,6 +35,13 @@ def best_round(records: Sequence[RoundRecord], monitor: str) -> int:
     return closed if best is None else best.number
 
 
+def final_round(records: Sequence[RoundRecord], plan: Plan, monitor: str) -> int:
+    """The round whose model is tested and handed out; 0 if none closed."""
+    if plan.evaluation.final == "best":
+        return best_round(records, monitor)
+    return max((r.number for r in records if r.outcome == "closed"), default=0)
+
+
 def stop_reason(
     records: Sequence[RoundRecord], plan: Plan, monitor: str, resumed_at: int = 0
 ) -> Literal["all rounds", "early stop", "void rounds"] | None:

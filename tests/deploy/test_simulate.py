@@ -46,7 +46,7 @@ def test_a_rehearsal_leaves_the_whole_run_folder(plan_file, undisturbed):
         "local-south",
     ]
     assert read_record(undisturbed) == record
-    assert load_package(undisturbed).facts.round == record.arms[0].best_round
+    assert load_package(undisturbed).facts.round == record.arms[0].final_round
     for site in record.sites:
         assert 0 < site.accepted == site.found
         assert min(site.train, site.validation, site.test) > 0

@@ -128,7 +128,7 @@ def one_arm(name: str) -> ArmRecord:
     return ArmRecord(
         name=name,
         rounds=[one_round(name, n) for n in range(1, 13)],
-        best_round=11 if federated else 12,
+        final_round=11 if federated else 12,
         stopped="all rounds",
         steps=2400 if name in ("federated", "pooled") else 600,
         test=test,
@@ -530,7 +530,7 @@ def test_only_void_rounds_are_a_failure_whatever_the_metrics_say():
         )
         for r in base.arms[0].rounds
     ]
-    stopped = {"rounds": rounds, "stopped": "void rounds", "best_round": 0}
+    stopped = {"rounds": rounds, "stopped": "void rounds", "final_round": 0}
     record = changed(base, arms=[base.arms[0].model_copy(update=stopped)])
     verdict = verdict_of(record)
     assert verdict.tone == "failed"

@@ -8,6 +8,7 @@ from flwr.app import Error
 
 from common.errors import RunError
 from common.exchange import Hello, Roster
+from common.parameters import digest_of
 from server.asking import Line, roll_call
 from server.federation import Federation, first_model, open_federation
 from server.journal import entries, open_journal
@@ -49,7 +50,7 @@ def by_hand(rounds: int, cases=CASES) -> np.ndarray:
 def test_three_rounds_equal_fedavg_by_hand(tmp_path):
     record, _ = run(tmp_path, ScriptedGrid(CASES, scores={1: 0.1, 2: 0.2, 3: 0.3}))
     assert [r.outcome for r in record.rounds] == ["closed"] * 3
-    assert record.best_round == 3
+    assert record.final_round == 3
     assert record.steps == 3 * 3 * 2
     _, model = run(tmp_path, ScriptedGrid(CASES))
     assert np.allclose(model, by_hand(3), atol=1e-6)
@@ -130,11 +131,21 @@ def test_early_stop_and_best_round_follow_the_validation_metric(tmp_path):
     scores = {1: 0.5, 2: 0.9, 3: 0.6, 4: 0.7, 5: 0.8}
     the_plan = plan(federation__rounds=9, federation__early_stop_rounds=2)
     record, _ = run(tmp_path, ScriptedGrid(CASES, scores=scores), the_plan)
-    assert (record.best_round, record.stopped, len(record.rounds)) == (
+    assert (record.final_round, record.stopped, len(record.rounds)) == (
         2,
         "early stop",
         4,
     )
+
+
+@pytest.mark.parametrize(("final", "expected"), [("best", 2), ("last", 3)])
+def test_the_plan_says_which_model_is_handed_out(tmp_path, final, expected):
+    """The last round that closed, or the best."""
+    scores = {1: 0.5, 2: 0.9, 3: 0.6}
+    grid = ScriptedGrid(CASES, scores=scores)
+    record, model = run(tmp_path, grid, plan(evaluation__final=final))
+    assert record.final_round == expected
+    assert digest_of(model) == record.rounds[expected - 1].model_digest
 
 
 class DiesAt(ScriptedGrid):
