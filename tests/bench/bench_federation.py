@@ -1,0 +1,297 @@
+"""A real federation on one machine: overhead of a round, first step, lidc, memory.
+
+    python tests/bench/bench_federation.py round [--repeats 2]
+    python tests/bench/bench_federation.py lidc --data-root DATA [--repeats 3]
+    python tests/bench/bench_federation.py memory [--sizes 50 500] [--sites 2 8 32]
+
+`round`: four sites, a model of one convolution, one optimiser step; then stock Flower
+with four SuperNodes and four numbers, both with TLS and node keys, ours with client
+certificates and nginx besides. Each side is up alone. A round is the time from one line
+"round" in the hub's log to the next; the first step is counted from that line to the
+site's own line about it, so it holds the end of the round before, the order, the way
+to the site and the step itself.
+
+`lidc`: the 2D U-Net of `deploy/plans/lidc_nodules.toml` on real CT, 20 steps of 32, one
+thread a site; then as many steps for as many sites in one process, in plain PyTorch on
+all cores. Five rounds of either are one pair. The last round of a run, which is judged
+too, is left out.
+
+`memory`: the real hub with `tests/bench/light_sites.py` as hospitals. Peak resident
+memory of each of the hub's processes above what it took when idle.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+
+from common.plan_file import load_plan, plan_toml
+from common.sources import Source
+from deploy.hub_status import hub_status
+from deploy.phantom.scanner import HOSPITALS
+from tests.bench.bench_round import PlainSite
+from tests.bench.on_this_machine import (
+    ENVIRONMENT,
+    Place,
+    all_running,
+    federate,
+    pid_of,
+    program,
+    rounds_of,
+    run,
+    running,
+    stamps,
+    until,
+)
+from tests.bench.phantom_plan import write_plan
+from tests.bench.side_by_side import Pairs, machine, seconds
+from tests.bench.stock_flower import stock
+
+ROUNDS = 12
+LIDC = Path(__file__).resolve().parents[2] / "deploy" / "plans" / "lidc_nodules.toml"
+CHANNELS = {
+    50: [44, 88, 176, 352, 704],
+    200: [89, 178, 356, 712, 1424],
+    500: [140, 280, 560, 1120, 2240],
+}
+"""Of a 2D U-Net with two residual units, by MB of its parameters."""
+
+
+def online(place: Place, names: list[str]) -> bool:
+    rows = hub_status(place.hub).sites
+    return {row.name for row in rows if row.online} >= set(names)
+
+
+# --- round ------------------------------------------------------------------------
+
+
+def our_rounds(root: Path, name: str) -> tuple[list[float], list[float]]:
+    """Seconds of each round, and to each site's first step, from the second on."""
+    plan = write_plan(
+        root / "plan",
+        sites=4,
+        model={"name": "LinearProbe"},
+        training={"steps": 1, "batch_size": 1, "patch": [16, 16]},
+        rounds=ROUNDS,
+        every=ROUNDS,
+    )
+    pictures = str(root / "plan" / "data" / "pictures")
+    sources = {
+        h.name: Source(
+            source=pictures, format="images", where={"vendor": h.scanner.vendor}
+        )
+        for h in HOSPITALS[:4]
+    }
+    place = federate(root / "federation", sources)
+    with all_running(place):
+        until(lambda: online(place, list(sources)), 180.0)
+        since = time.time()
+        folder = run(place, plan, name)
+    said = stamps(place.hub, "runner", since)
+    ends = [at for at, text in said if text == "round"]
+    assert len(ends) == len(rounds_of(folder)) == ROUNDS
+    each = [b - a for a, b in itertools.pairwise(ends)][:-1]  # the last is judged
+    firsts = []
+    for site in place.sites.values():
+        steps = [
+            at for at, t in stamps(site, "service", since) if t.startswith("first step")
+        ]
+        assert len(steps) == ROUNDS
+        firsts += [step - end for end, step in zip(ends, steps[1:], strict=False)]
+    return each, firsts
+
+
+def stock_rounds(root: Path) -> list[float]:
+    """Seconds of each round of stock Flower."""
+    with stock(root) as deployment:
+        ends = deployment.round_ends(8)
+    return [b - a for a, b in itertools.pairwise(ends)]
+
+
+def print_rounds(root: Path, repeats: int) -> None:
+    print(f"4 sites, trivial model, {machine()}")
+    pairs, firsts = Pairs([], []), []
+    for number in range(repeats):
+        theirs = stock_rounds(root / f"stock-{number}")
+        ours, steps = our_rounds(root / f"ours-{number}", "trivial")
+        pairs.ours.append(statistics.median(ours))
+        pairs.theirs.append(statistics.median(theirs))
+        firsts += steps
+        print(
+            f"pair {number + 1}: a round {pairs.ours[-1]:.2f} s "
+            f"(worst {max(ours):.2f}), stock Flower {pairs.theirs[-1]:.2f} s, ratio {pairs.ratios[-1]:.2f}",
+            flush=True,
+        )
+    print(f"median ratio {pairs.ratio:.2f}, a round {pairs.medians[0]:.2f} s")
+    tail = statistics.quantiles(firsts, n=20)[-1]
+    print(
+        f"end of a round to the next one's first step: median "
+        f"{statistics.median(firsts):.2f} s, 19 of 20 below {tail:.2f} s, "
+        f"worst {max(firsts):.2f} s"
+    )
+
+
+# --- lidc -------------------------------------------------------------------------
+
+
+def print_lidc(root: Path, data_root: Path, repeats: int) -> None:
+    print(f"lidc U-Net, 4 sites, 5 rounds of 20 steps of 32, {machine()}")
+    plan = load_plan(LIDC)
+    assert plan.simulation is not None
+    changed = plan.model_copy(
+        update={
+            "training": plan.training.model_copy(
+                update={"steps": 20, "epochs": None, "batch_size": 32}
+            ),
+            "federation": plan.federation.model_copy(update={"rounds": 6}),
+            "evaluation": plan.evaluation.model_copy(update={"every": 6}),
+        }
+    )
+    path = root / "lidc.toml"
+    path.write_text(plan_toml(changed, with_simulation=False))
+    sources = {
+        site.name: Source(
+            source=str((data_root / site.source).resolve()),
+            format=site.format,
+            where=site.where,
+        )
+        for site in plan.simulation.sites
+    }
+    place = federate(root / "federation", sources)
+    pairs = Pairs([], [])
+    with all_running(place):
+        until(lambda: online(place, list(sources)), 180.0)
+        run(place, path, "warm")
+        sites = [PlainSite(load_plan(path), folder) for folder in place.sites.values()]
+
+        def plain() -> None:
+            for site in sites:
+                site.train()
+
+        plain()
+        for number in range(repeats):
+            since = time.time()
+            run(place, path, f"lidc-{number}")
+            said = stamps(place.hub, "runner", since)
+            begin = next(at for at, text in said if text == "arm")
+            ends = [at for at, text in said if text == "round"]
+            pairs.ours.append((ends[4] - begin) / 5)
+            pairs.theirs.append(seconds(lambda: [plain() for _ in range(5)]) / 5)
+            print(
+                f"pair {number + 1}: a round {pairs.ours[-1]:.2f} s, plain PyTorch "
+                f"{pairs.theirs[-1]:.2f} s on {torch.get_num_threads()} threads, "
+                f"ratio {pairs.ratios[-1]:.2f}",
+                flush=True,
+            )
+    print(f"median ratio {pairs.ratio:.2f}")
+
+
+# --- memory -----------------------------------------------------------------------
+
+
+def status_mb(pid: int, which: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise LookupError(which)
+
+
+def nginx_pids(master: int) -> list[int]:
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return [master, *map(int, children)]
+
+
+def memory_of(root: Path, size_mb: int, count: int, rounds: int) -> str:
+    """One row of the table."""
+    pictures = write_plan(
+        root / "plan",
+        sites=1,
+        model={"name": "UNet", "channels": CHANNELS[size_mb], "residual_units": 2},
+        training={"steps": 1, "batch_size": 1, "patch": [64, 64]},
+        rounds=rounds,
+        every=rounds,
+    )
+    plan = load_plan(pictures)
+    path = root / "plan.toml"
+    federation = plan.federation.model_copy(
+        update={"deadline_s": 3600.0, "rejoin_s": 600.0}
+    )
+    path.write_text(
+        plan_toml(
+            plan.model_copy(update={"federation": federation}), with_simulation=False
+        )
+    )
+    names = [f"site-{number:02d}" for number in range(count)]
+    source = Source(source=str(root / "plan" / "data"), format="images")
+    place = federate(root / "federation", dict.fromkeys(names, source))
+    light = [
+        sys.executable,
+        str(Path(__file__).with_name("light_sites.py")),
+        str(root / "federation"),
+        *names,
+    ]
+    with (
+        running(place.hub, "server"),
+        program(light, root / "light.log", env=ENVIRONMENT),
+    ):
+        until(lambda: online(place, names), 300.0)
+        runner = pid_of(place.hub, "runner")
+        superlink = pid_of(place.hub, "superlink")
+        nginx = pid_of(place.hub, "nginx")
+        base = status_mb(runner, "VmRSS"), status_mb(superlink, "VmRSS")
+        began = time.monotonic()
+        folder = run(place, path, "big")
+        took = time.monotonic() - began
+        each = statistics.median(r.seconds for r in rounds_of(folder))
+        assert all(r.outcome == "closed" for r in rounds_of(folder))
+        assert all(len(r.sites) == count for r in rounds_of(folder))
+        peaks = status_mb(runner, "VmHWM"), status_mb(superlink, "VmHWM")
+        web = sum(status_mb(pid, "VmHWM") for pid in nginx_pids(nginx))
+    up = [peak - low for peak, low in zip(peaks, base, strict=True)]
+    cells = [f"{mb:7.0f} MB {mb / size_mb:5.2f}" for mb in up]
+    return (
+        f"{size_mb:5} MB{count:4} sites   runner {cells[0]} models (base {base[0]:.0f})"
+        f"   SuperLink {cells[1]} models (base {base[1]:.0f})   nginx {web:.0f} MB"
+        f"   round {each:.0f} s, all {took:.0f} s"
+    )
+
+
+def print_memory(root: Path, sizes: list[int], sites: list[int], rounds: int) -> None:
+    print(f"peak memory above the idle process, {rounds} rounds, {machine()}")
+    for size_mb, count in itertools.product(sizes, sites):
+        folder = root / f"{size_mb}-{count}"
+        print(memory_of(folder, size_mb, count, rounds), flush=True)
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("round", "lidc", "memory"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[50, 500])
+    parser.add_argument("--sites", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--keep", type=Path, help="a new folder that stays")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = options.keep or Path(folder)
+        root.mkdir(exist_ok=True)
+        if options.what == "round":
+            print_rounds(root, options.repeats)
+        elif options.what == "lidc":
+            print_lidc(root, options.data_root, options.repeats)
+        else:
+            print_memory(root, options.sizes, options.sites, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
