@@ -36,8 +36,9 @@ HOST_NAME: Final = re.compile(
 """A DNS name (RFC 1123), lower case."""
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 """What a service on loopback is called."""
-BACKDATED: Final = timedelta(minutes=5)
-"""Certificates begin this much earlier, for clocks that are a little slow."""
+BACKDATED: Final = timedelta(days=1)
+"""Certificates begin this much earlier, for clocks that are slow, be it by a time zone:
+a site whose clock is an hour behind takes part on the day the hub was made, too."""
 LONGEST_DAYS: Final = 397
 """Life of hub and loopback certificates, and the most a site's may have: what browsers
 allow of a public certificate (CA/Browser Forum, 2020)."""
