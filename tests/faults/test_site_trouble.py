@@ -1,0 +1,128 @@
+"""Rows 29, 31, 32: a site short of memory, with bad images, or sent another model."""
+
+import resource
+from pathlib import Path
+
+import pydicom
+
+from client.order_log import read_orders
+from common.errors import ContributionError, OutOfMemoryError
+from tests.faults.federation import Federation, Run
+from tests.faults.hosts import Site, until
+from tests.faults.invariants import check_invariants
+from tests.faults.rows import row
+from tests.faults.scenes import ALL, WITHOUT_NORTH, joined
+
+LARGE = {"training__batch_size": 256, "training__patch": [16, 16, 16]}
+_SLACK_BYTES = 8 << 20
+
+
+@row(
+    29,
+    "out of memory at a site: its process may take 8 MiB more (RLIMIT_AS); the kernel "
+    "kills its service (SIGKILL) each time that it trains",
+    "restart with a smaller batch, or a refusal",
+)
+def test_a_site_is_out_of_memory(fed, seen):
+    north = fed.site("north")
+    north.at("begin", "hold", round=2)
+    north.at("begin", "hold", round=3)
+    run = fed.run(**LARGE)
+    north.reached("begin", round=2)
+    pid = north.pid("service")
+    assert pid is not None
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + _SLACK_BYTES
+    unlimited = resource.prlimit(pid, resource.RLIMIT_AS, (limit, -1))
+    north.go_on()
+    north.at("begin", "hold", round=3)
+    north.reached("begin", round=3)
+    resource.prlimit(pid, resource.RLIMIT_AS, unlimited)
+    north.go_on()
+    run.finished()
+    check_invariants(run)
+    assert run.accepted() == [ALL, WITHOUT_NORTH, ALL]
+    assert north.pid("service") == pid
+    assert "ran out of memory with batches of 256 patches" in run.reason("north", 2)
+    assert _codes(north, run, 2) == [OutOfMemoryError.exit_code]
+    assert "ran out of memory" in north.log("service")
+    seen(f"refused: “{run.reason('north', 2)}”; the same process did the next round")
+    seen(_killed(fed, north))
+
+
+def _killed(fed: Federation, north: Site) -> str:
+    before = joined(north)
+    north.at("training", "die", round=2)
+    run = fed.run(rejoin_s=120.0, deadline_s=300.0)
+    run.finished()
+    check_invariants(run)
+    assert run.accepted() == [ALL, WITHOUT_NORTH, ALL]
+    assert "died 3 times in the middle of this order" in run.reason("north", 2)
+    assert joined(north) == before + 3
+    return (
+        f"killed 3 times, then refused after {run.journal()[1].record.seconds:.0f} s: "
+        f"“{run.reason('north', 2)}”"
+    )
+
+
+@row(
+    31,
+    "corrupt DICOM in the training set: a slice of one patient cut in half",
+    "series quarantined, training goes on",
+)
+def test_a_series_is_corrupt(fed, seen):
+    source = fed.folder / "patients" / "north"
+    slices = [p for p in sorted(source.rglob("*.dcm")) if "seg" not in p.name]
+    path = next(p for p in slices if "0002" in str(p.parent))
+    whole = path.read_bytes()
+    assert pydicom.dcmread(path).pixel_array.any()
+    path.write_bytes(whole[: len(whole) // 2])
+    try:
+        run = fed.run(training__learning_rate=0.009)  # a new plan is taken in anew
+        run.finished()
+        check_invariants(run)
+    finally:
+        path.write_bytes(whole)
+    assert run.accepted() == [ALL] * 3
+    rows = {site: run.row(site, 3) for site in ALL}
+    assert [rows[s].found - rows[s].accepted for s in ALL] == [0, 1, 0]
+    seen(
+        f"{rows['north'].accepted} of {rows['north'].found} series at this site, "
+        f"{rows['north'].cases} cases trained on, all three rounds with all sites"
+    )
+    again = fed.run(training__learning_rate=0.011)
+    again.finished()
+    assert again.row("north", 1).accepted == rows["north"].found
+
+
+@row(
+    32,
+    "another model sent to one site than announced; another model and digest, so that "
+    "only the hub's runner knows better",
+    "round fails closed, site notices",
+)
+def test_one_site_is_sent_another_model(fed, seen):
+    north = fed.site("north")
+    fed.hub.at("order", "tests.faults.lies:other_model", round=2)
+    fed.hub.at("order", "tests.faults.lies:other_model_and_digest", round=3)
+    run = fed.run(rounds=4)
+    run.finished()
+    check_invariants(run)
+    assert run.accepted() == [ALL, WITHOUT_NORTH, WITHOUT_NORTH, ALL]
+    assert [run.outcome("north", n) for n in (2, 3)] == ["failed", "refused"]
+    assert "is not the one announced for round 2" in run.reason("north", 2)
+    assert _codes(north, run, 2) == [ContributionError.exit_code]
+    assert "is not the one announced for round 2" in north.log("service")
+    assert "signed an answer for model" in run.reason("north", 3)
+    seen("; ".join(f"“{run.reason('north', n)}”" for n in (2, 3)))
+
+
+def _codes(site: Site, run: Run, number: int) -> list[int]:
+    """What the site's log says that it answered to a round's order."""
+    until(lambda: read_orders(site.folder).broken is None)
+    return [
+        line.code
+        for line in read_orders(site.folder).lines
+        if (line.kind, line.round) == ("train", number)
+        and line.run.endswith(run.folder.name)
+    ]
