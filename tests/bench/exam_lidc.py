@@ -66,12 +66,12 @@ def _print(records: dict[int, RunRecord], metric: str) -> None:
         arms = [record.arms[index] for record in records.values()]
         values = means[arm.name] = [a.test_mean[metric] for a in arms]
         steps = " / ".join(f"{a.steps:,}" for a in arms)
-        cells = " | ".join(f"{value:.3f}" for value in values)
+        cells = " | ".join(f"{value:.4f}" for value in values)
         print(f"| {arm.name} | {cells} | {statistics.mean(values):.3f} | {steps} |")
     baseline = f"baseline_{metric}"
     if baseline in first.arms[0].test_mean:
         values = [r.arms[0].test_mean[baseline] for r in records.values()]
-        cells = " | ".join(f"{value:.3f}" for value in values)
+        cells = " | ".join(f"{value:.4f}" for value in values)
         print(f"| diameter alone | {cells} | {statistics.mean(values):.3f} | |")
     gap = [p - f for p, f in zip(means["pooled"], means["federated"], strict=True)]
     print(f"\npooled minus federated: {', '.join(f'{g:.4f}' for g in gap)};", end=" ")
