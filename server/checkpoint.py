@@ -9,6 +9,7 @@ and the best.
 from collections.abc import Collection
 from pathlib import Path
 
+from common.durable import sync_folder
 from common.errors import RunError
 from server.server_step import ServerState
 from server.vector_file import read_vectors, write_vectors
@@ -16,7 +17,9 @@ from server.vector_file import read_vectors, write_vectors
 
 def write_checkpoint(folder: Path, number: int, state: ServerState) -> str:
     """Write the state after round `number`; returns the sha256 (hex) of the file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)  # or the power takes its name, and all that is in it
     vectors = {name: v for name, v in vars(state).items() if v is not None}
     return write_vectors(_path(folder, number), vectors)
 

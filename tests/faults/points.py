@@ -41,7 +41,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.faults.powerloss import SYNCS
+from tests.faults.powerloss import SYNCS, count_syncs
 
 CONTROL = "FEDCT_FAULTS_CONTROL"
 TIMES = "FEDCT_FAULTS_TIMES"
@@ -181,7 +181,7 @@ def in_hub(places: Places, control: Path) -> None:
     def append_(journal: Any, entry: Any) -> None:
         append(journal, entry)
         if SYNCS in os.environ:  # how many syncs had been done when it was committed
-            done = len([*Path(os.environ[SYNCS]).glob("*.[df]i*")])
+            done = count_syncs(Path(os.environ[SYNCS]))
             (control / f"committed-{entry.record.number}").write_text(str(done))
         places.reach("committed", number=entry.record.number)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_suffix(".c")
 SYNCS = "FEDCT_FAULTS_SYNCS"
+_SYNC = "[0-9]*.[df]i*"
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 
 
@@ -49,7 +50,12 @@ def compile_shim(to: Path) -> Path:
 
 def read_syncs(folder: Path) -> list[Sync]:
     """All syncs so far, in order."""
-    return [_read(path) for path in sorted(folder.glob("[0-9]*.[df]i*"))]
+    return [_read(path) for path in sorted(folder.glob(_SYNC))]
+
+
+def count_syncs(folder: Path) -> int:
+    """How many syncs were done so far."""
+    return len([*folder.glob(_SYNC)])
 
 
 def _read(path: Path) -> Sync:

@@ -4,27 +4,34 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from deploy.run_state import REQUEST_FILE
-from server.checkpoint import prune, read_checkpoint, write_checkpoint
-from server.journal import Entry, append, entries, open_journal
-from server.record import RoundRecord
+from server.checkpoint import prune, read_checkpoint
+from server.journal import entries, open_journal
 from server.run_files import ARMS_FILE, JOURNAL_FILE, PLAN_FILE
-from server.server_step import ServerState
 from tests.faults.federation import Run
-from tests.faults.hosts import until
+from tests.faults.hosts import REPOSITORY, until
 from tests.faults.invariants import check_invariants
 from tests.faults.points import PRELOAD
-from tests.faults.powerloss import COMPILER, SYNCS, after, compile_shim, read_syncs
+from tests.faults.powerloss import (
+    COMPILER,
+    SYNCS,
+    Sync,
+    after,
+    compile_shim,
+    read_syncs,
+)
 from tests.faults.rows import row
 from tests.faults.scenes import ALL, calm, trained
+from tests.faults.writer import write_round
 
 CHECKPOINT_FLOATS = 2_000_000
 """8 MB: long enough to be met in the middle."""
@@ -108,18 +115,10 @@ def kill_a_writer(chance: random.Random) -> dict[str, int]:
 
 
 def write_rounds(folder: Path, number: int) -> None:
-    """In a child: rounds as `server.rounds` writes them, until it is killed."""
-    with open_journal(folder / JOURNAL_FILE, {}) as journal:
-        while True:
-            number += 1
-            model = np.full(CHECKPOINT_FLOATS, number, dtype=np.float32)
-            sha256 = write_checkpoint(
-                folder / "checkpoints", number, ServerState(model)
-            )
-            record = RoundRecord(
-                number=number, outcome="closed", sites=[], model_digest="", seconds=0.0
-            )
-            append(journal, Entry(number, sha256, record))
+    """In a child, until it is killed."""
+    while True:
+        number += 1
+        write_round(folder, number, CHECKPOINT_FLOATS)
 
 
 def last_round(folder: Path) -> int:
@@ -159,6 +158,50 @@ def test_the_hub_is_killed_after_the_commit(fed, seen):
     seen("round 2 stands once and was asked of each site once; round 3 went on from it")
 
 
+def check_every_instant(
+    syncs: list[Sync],
+    commits: list[int],
+    run: Path,
+    first: dict[str, bytes],
+    scratch: Path,
+) -> list[int]:
+    """How many rounds the disk holds after each sync; never fewer than committed."""
+    kept = []
+    for count in range(len(syncs) + 1):
+        image = scratch / f"image-{count}"
+        after(syncs[:count], run, first, image)
+        kept.append(rounds_on(image))
+        acknowledged = sum(commit <= count for commit in commits)
+        assert kept[-1] >= acknowledged, f"lost round {acknowledged} after sync {count}"
+    return kept
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+def test_no_round_that_was_committed_is_lost_with_the_power(tmp_path):
+    run, syncs_at = tmp_path / "run", tmp_path / "syncs"
+    run.mkdir()
+    syncs_at.mkdir()
+    shim = compile_shim(tmp_path / "powerloss.so")
+    written = subprocess.run(
+        [sys.executable, "-m", "tests.faults.writer", run, "4"],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "LD_PRELOAD": str(shim),
+            SYNCS: str(syncs_at),
+        },
+        capture_output=True,
+        check=True,
+    )
+    commits = [int(line) for line in written.stdout.split()]
+    syncs = read_syncs(syncs_at)
+    kept = check_every_instant(syncs, commits, run, {}, tmp_path)
+    assert len(commits) == 4
+    assert len(syncs) > 16
+    assert kept == sorted(kept)
+    assert kept[-1] == 4
+
+
 @row(
     8,
     "power loss: every write dropped that was not synced (fsync and fdatasync of the "
@@ -186,13 +229,7 @@ def test_the_power_fails(fed, seen, tmp_path):
     commits = [
         int(path.read_text()) for path in sorted(fed.hub.control.glob("committed-*"))
     ]
-    kept = []
-    for count in range(len(syncs) + 1):
-        image = tmp_path / f"image-{count}"
-        after(syncs[:count], run.folder, first, image)
-        kept.append(rounds_on(image))
-        acknowledged = sum(commit <= count for commit in commits)
-        assert kept[-1] >= acknowledged, f"lost round {acknowledged} after sync {count}"
+    kept = check_every_instant(syncs, commits, run.folder, first, tmp_path)
     assert kept[-1] == 3
     chosen = max(n for n, rounds in enumerate(kept) if rounds == 2)
     shutil.rmtree(run.folder)
