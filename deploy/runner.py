@@ -19,6 +19,7 @@ import torch
 from flwr.serverapp import Grid
 
 from common.errors import EngineError, FedctError, StoppedError
+from common.log_lines import log_events
 from common.networks import check_fits
 from common.plan import Plan
 from common.plan_file import load_plan
@@ -186,9 +187,7 @@ def _keep_house(folder: Path, meter: Meter, stop: threading.Event) -> None:
 
 def main() -> None:
     """What the supervisor runs: `python -m deploy.runner HUB`."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_events()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
