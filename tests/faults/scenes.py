@@ -20,6 +20,11 @@ def calm(fed: Federation) -> Run:
     return _calm[id(fed)]
 
 
+def undisturbed(fed: Federation) -> str:
+    """sha256 of the model that it ends in."""
+    return calm(fed).sha256
+
+
 def deadline_s(fed: Federation, least_s: float = 15.0) -> float:
     """A deadline that sound sites keep on this machine, however busy it is now."""
     slowest_s = max(entry.record.seconds for entry in calm(fed).journal())

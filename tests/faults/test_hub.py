@@ -30,7 +30,7 @@ from tests.faults.powerloss import (
     read_syncs,
 )
 from tests.faults.rows import row
-from tests.faults.scenes import ALL, calm, trained
+from tests.faults.scenes import ALL, trained, undisturbed
 from tests.faults.writer import write_round
 
 CHECKPOINT_FLOATS = 2_000_000
@@ -42,7 +42,7 @@ def in_peace_and_disturbed(fed, run: Run) -> None:
     """Nothing is lost, nothing counted twice, and the model is the one of peace."""
     check_invariants(run)
     assert run.accepted() == [ALL] * 3
-    assert run.sha256 == calm(fed).sha256
+    assert run.sha256 == undisturbed(fed)
 
 
 @row(
@@ -51,7 +51,7 @@ def in_peace_and_disturbed(fed, run: Run) -> None:
     "resume, no double count",
 )
 def test_the_hub_is_killed_while_collecting(fed, seen):
-    calm(fed)
+    undisturbed(fed)
     north = fed.site("north")
     north.at("message", "hold", round=2)
     run = fed.run()
@@ -78,7 +78,7 @@ def test_the_hub_is_killed_while_collecting(fed, seen):
     "old or new, never torn",
 )
 def test_the_hub_is_killed_in_mid_checkpoint(fed, seen, seed):
-    calm(fed)
+    undisturbed(fed)
     found = kill_a_writer(random.Random(seed))
     fed.hub.at("checkpoint", "tests.faults.deaths:within_20_ms", round=2)
     run = fed.run()
@@ -145,7 +145,6 @@ def rounds_on(folder: Path) -> int:
     7,
     "hub's runner killed after the commit of a round, before anything else",
     "deduplicated",
-    short=True,
 )
 def test_the_hub_is_killed_after_the_commit(fed, seen):
     fed.hub.at("committed", "die", round=2)
@@ -210,7 +209,7 @@ def test_no_round_that_was_committed_is_lost_with_the_power(tmp_path):
 )
 @pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 def test_the_power_fails(fed, seen, tmp_path):
-    calm(fed)
+    undisturbed(fed)
     syncs_at = tmp_path / "syncs"
     syncs_at.mkdir()
     fed.hub.stop()
