@@ -249,7 +249,7 @@ class Fleet:
                 raise TransportError(
                     f"site gave up on the hub: {why}; see `fedct client check`"
                 )
-            self._tell(f"{why}; trying again in {wait_s:.0f} s")
+            self._tell(f"{why}; trying again in {wait_s:.1f} s")
             self._stop.wait(wait_s * random.uniform(0.8, 1.2))
             wait_s = min(wait_s * 2, 30.0)
 

@@ -257,12 +257,12 @@ def check_time(certificate: x509.Certificate, now: datetime, who: str, do: str) 
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begin:
         raise JoinError(
-            f"{who} got a certificate that is good from {instant(begin)}, but this "
+            f"{who} has a certificate that is good from {instant(begin)}, but this "
             f"machine's clock says {instant(now)}; set the clock (NTP), then try again"
         )
     if now > end:
         raise JoinError(
-            f"{who} got a certificate that expired at {instant(end)}, and this "
+            f"{who} has a certificate that expired at {instant(end)}, and this "
             f"machine's clock says {instant(now)}; if the clock is right, {do}"
         )
 

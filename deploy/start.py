@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from client.install import read_membership
 from client.private_files import FILE_MODE
 from client.site_file import SITE_CERTIFICATE, read_site_file
+from common.certificates import instant
 from common.errors import JoinError, SupervisorError
 from deploy.gateway import HubGateway, install, watched
 from deploy.nginx_run import command
@@ -87,9 +89,24 @@ def start_client(folder: Path, stop: threading.Event, tell: Tell) -> None:
             "site has no certificate yet, expected one from the hub's join kit; run "
             "`fedct client install`"
         )
+    _remark(folder, tell)
     argv = (sys.executable, "-m", "client.resident", str(folder.resolve()))
     with alone(folder, "site"):
         supervise(folder, [Program("service", argv, _environment())], stop, tell)
+
+
+def _remark(folder: Path, tell: Tell) -> None:
+    """Say at the start what would keep the hub from letting this site in."""
+    try:
+        membership = read_membership(folder, _now())
+    except JoinError as error:  # no reason to stop: a new kit mends it meanwhile
+        tell(f"warning: {error}")
+        return
+    if membership.is_renewal_due(_now()):
+        tell(
+            f"warning: the certificate is good until {instant(membership.not_after)}; "
+            "renew it now with `fedct client renew`"
+        )
 
 
 @contextmanager
@@ -115,6 +132,8 @@ def alone(folder: Path, who: str) -> Iterator[None]:
 
 def is_running(folder: Path) -> bool:
     """Whether a supervisor holds this folder."""
+    if not (folder / LOCK_FILE).exists():
+        return False
     with suppress(OSError, SupervisorError), alone(folder, "site"):
         return False
     return True
