@@ -123,6 +123,9 @@ def read_run(folder: Path) -> RunState:
     request = read_request(folder)
     state = _state(folder)
     failed, rounds_done = folder / FAILED_FILE, _rounds_done(folder)
+    parcels = _open_parcels(folder) if state in ("running", "stopped") else []
+    waiting = _waiting(folder) if state == "running" and not rounds_done else {}
+    by_file = {order.site for order in parcels}
     return RunState(
         name=folder.name,
         state=state,
@@ -130,8 +133,8 @@ def read_run(folder: Path) -> RunState:
         rounds=load_plan(folder / PLAN_FILE).federation.rounds,
         sites=request.sites,
         why=json.loads(failed.read_text())["why"] if state == "failed" else "",
-        parcels=_open_parcels(folder) if state in ("running", "stopped") else [],
-        waiting=_waiting(folder) if state == "running" and not rounds_done else {},
+        parcels=parcels,
+        waiting={who: why for who, why in waiting.items() if who not in by_file},
     )
 
 

@@ -37,7 +37,8 @@ class _Asked:
     until: float = float("inf")
     """When an order in a file is too late, and another one has to be given."""
     is_awaited: bool = False
-    """Whether it is the first order in a file to a site that has days to answer."""
+    """Whether it is the first order in a file to a site that has days to answer; it is
+    shown where files are, as something to be brought."""
     reason: str = "has not answered yet"
 
 
@@ -80,7 +81,7 @@ class Admission:
         reasons = {
             f"node {node}": asked.reason
             for node, asked in self._asked.items()
-            if node not in self.node_of.values()
+            if node not in self.node_of.values() and not asked.is_awaited
         }
         absent = [site for site in self.sites if site not in self.node_of]
         return dict.fromkeys(absent, "is not connected, or not ready") | reasons
@@ -136,14 +137,13 @@ def admit(
     since: float | None = None
     while True:
         admission.step()
-        missing = admission.missing()
+        tell(admission.missing())
         if all(site in admission.node_of for site in admission.sites):
             return
         if len(admission.node_of) >= enough:
             since = _now() if since is None else since
             if _now() - since >= join_s and not admission.is_patient():
                 return
-        tell(missing)
         time.sleep(0.5)
 
 

@@ -378,7 +378,7 @@ def test_a_round_closes_without_a_file_that_is_late_and_the_next_one_asks_anew(
 def test_a_run_goes_on_without_a_site_that_declines_and_asks_it_again(
     world, monkeypatch
 ):
-    monkeypatch.setattr(admission, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(admission, "_AGAIN_S", 0.0)
     pid = forked(lambda: run_by_files(world, federation__min_sites=2))
     done: set[str] = set()
     order = next_order(world, pid, done)
