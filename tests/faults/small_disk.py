@@ -13,6 +13,11 @@ import pytest
 _CHUNK = 4096
 
 
+def _mount(*words: str) -> bool:
+    done = subprocess.run(["mount", *words], capture_output=True, check=False)
+    return done.returncode == 0
+
+
 def can_mount() -> bool:
     """Whether this process may make a disk, which takes root."""
     with tempfile.TemporaryDirectory() as folder:
@@ -76,8 +81,3 @@ def read_only(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def _mount(*words: str) -> bool:
-    done = subprocess.run(["mount", *words], capture_output=True, check=False)
-    return done.returncode == 0
