@@ -37,6 +37,9 @@ log = logging.getLogger("fedct.run")
 A = TypeVar("A", bound=Answer)
 
 _POLL_S = 0.05
+_KEPT_S = 600.0
+"""How long after the deadline the SuperLink keeps what came before it: answers are
+taken in order, and who stands behind a late site must not be late too."""
 _LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 _TYPE_OF = {
     Hello: MessageType.QUERY,
@@ -134,7 +137,7 @@ def question(order: Order, node: int, ttl_s: float) -> Message:
 
 def _message(record: RecordDict, node: int, order: Order, ttl_s: float) -> Message:
     kind = _TYPE_OF[type(order)]
-    return Message(record, dst_node_id=node, message_type=kind, ttl=ttl_s)
+    return Message(record, dst_node_id=node, message_type=kind, ttl=ttl_s + _KEPT_S)
 
 
 def _wait(

@@ -26,10 +26,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 import client.node_key
 from client.fleet import Fleet, HubAddress
 from common.errors import JoinError, KeyInUseError, StoppedError
+from common.exchange import Hello, Roster
 from common.keys import openssh_line
+from server.asking import Line, ask
 from server.hub_grid import HubGrid
 from server.presence import Presence
 from server.superlink import SuperLinkAddress, SuperLinkLine, node_key_bytes
+from server.verifying import Verifier
 from tests.federation.pki import Authority
 
 FLOWER = "1.41.0"
@@ -153,6 +156,21 @@ def test_an_order_and_its_answer_pass_unchanged(hub, size_bytes):
         until(lambda: replies.extend(grid.pull_messages([message_id])) or replies, 60)
         assert replies[0].content["v"]["m"].data == content["v"]["m"].data
         assert replies[0].metadata.reply_to_message_id == message_id
+
+
+def test_who_answered_in_time_is_not_late_behind_one_who_is(hub):
+    silent = ec.generate_private_key(ec.SECP384R1()).public_key()
+    key = node_key_bytes(openssh_line(silent))
+    with echoing(hub) as node, hub.line() as line, line.channel() as channel:
+        line.register(key)
+        nodes = {"late": line.nodes()[key][0], "prompt": node}
+        grid = HubGrid(channel, lambda: set(nodes.values()), lambda: False)
+        way = Line(grid, Verifier(), Presence(grid, rejoin_s=60.0))
+        orders = dict.fromkeys(nodes, Hello("run", "digest", "plan", "layout"))
+        replies = list(ask(way, nodes, orders, Roster, 3.0))
+        line.unregister(nodes["late"])
+    # An echo is no roster; what counts is that it was taken at all.
+    assert [reply.outcome for reply in replies] == ["late", "refused"]
 
 
 def test_a_grid_has_only_the_nodes_of_its_run_and_can_be_left(hub):
