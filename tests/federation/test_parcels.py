@@ -1,9 +1,10 @@
 """A hospital without a line, by real processes and files, beside one with a line."""
 
 import shutil
+import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from client.order_log import read_orders
 from deploy import rehearsal
 from deploy.run_state import RUNS, read_run
 from server.record import RunRecord
-from tests.deploy.conftest import start, zygote
+from tests.deploy.conftest import Running, start, zygote
 
 __all__ = ["start", "zygote"]
 
@@ -49,6 +50,16 @@ def world(tmp_path, monkeypatch, fedct) -> Path:
     return tmp_path
 
 
+@contextmanager
+def started(start: Callable[..., Running], who: str, folder: Path) -> Iterator[Running]:
+    """`fedct server start` or `fedct client start`, until the block is left."""
+    process = start(who, "start", folder)
+    yield process
+    if process.pid not in process.ended:
+        process.send(signal.SIGTERM)
+        process.end()
+
+
 def next_order(hub: Path, done: set[str]) -> Path | None:
     """The next file to bring to the hospital, or None when the run has ended."""
     until = time.monotonic() + 300
@@ -75,13 +86,15 @@ def walk(hub: Path, stick: Path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_by_files_ends_bit_equal_though_its_hub_is_killed_meanwhile(world, fedct):
+def test_a_run_by_files_ends_bit_equal_though_its_hub_is_killed_meanwhile(
+    world, start, fedct
+):
     hub, site, stick = world / "hub", world / OFFLINE, world / "stick"
     stick.mkdir()
     with ExitStack() as stack:
-        supervisor = stack.enter_context(rehearsal._started(hub, "server", print))
-        stack.enter_context(rehearsal._started(world / ONLINE, "client", print))
-        with rehearsal._started(site, "client", print):
+        running = stack.enter_context(started(start, "server", hub))
+        stack.enter_context(started(start, "client", world / ONLINE))
+        with started(start, "client", site):
             rehearsal._ask(hub, world / "plan.toml", "live", print)
             rehearsal._until(hub, "live", lambda run: run.state == "finished", print)
         ask = ("server", "run", hub, world / "plan.toml", "--name", "files")
@@ -90,14 +103,12 @@ def test_a_run_by_files_ends_bit_equal_though_its_hub_is_killed_meanwhile(world,
         for order in walk(hub, stick):
             brought.append(order.name)
             if "4-judge" in order.name:
-                supervisor.kill()
-                supervisor.wait()
+                running.send(signal.SIGKILL)
+                running.end()
             said = fedct("client", "work", site, order)
             assert said.code == 0, said.err
             if "4-judge" in order.name:
-                supervisor = stack.enter_context(
-                    rehearsal._started(hub, "server", print)
-                )
+                running = stack.enter_context(started(start, "server", hub))
             said = fedct("server", "import", hub, order.with_suffix(".answer"))
             assert said.code == 0, said.err
     assert brought == [
