@@ -4,6 +4,7 @@ Not covered here: whether the hub's runner is at work; `fedct server status` say
 the coordinator.
 """
 
+import re
 import ssl
 
 import httpx
@@ -17,6 +18,7 @@ from client.hub_road import HubAddress
 from client.node_key import HubClock, NodeSignature
 from common.errors import JoinError, TransportError
 
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
 _STEP_S = 10.0
 """For one step on the network."""
 
@@ -43,8 +45,8 @@ def echo(hub: HubAddress, key: ec.EllipticCurvePrivateKey) -> None:
             answer = _refusal(client, request)  # signed by the hub's clock
     except (httpx.TransportError, ssl.SSLError) as error:
         raise TransportError(
-            f"no answer came back ({type(error).__name__}: {error}); mend the rows "
-            "above first"
+            f"no answer came back ({_ERRNO.sub('', str(error)) or 'hung up'}); mend "
+            "the rows above first"
         ) from error
     finally:
         client.close()

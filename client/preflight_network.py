@@ -11,7 +11,7 @@ import ssl
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies
 
 from cryptography import x509
 
@@ -34,7 +34,6 @@ SKEW_WARN_S, SKEW_FAIL_S = 60.0, 300.0
 invalid."""
 DAYS_WARN = 7
 _TIMEOUT_S = 20.0
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _UNTRUSTED = (2, 18, 19, 20, 21)
 """OpenSSL's X509_V_ERR_*: no or an unknown issuer, self-signed."""
 
@@ -57,7 +56,7 @@ def network_checks(line: HubAddress) -> list[Check]:
 
 
 def check_proxy(line: HubAddress) -> Row:
-    """Whether settings and environment agree on a proxy, and spare loopback."""
+    """Whether settings and environment agree on a proxy."""
     name, found = "proxy", getproxies()
     variable = found.get("https") or found.get("all")
     try:
@@ -65,13 +64,6 @@ def check_proxy(line: HubAddress) -> Row:
             split_proxy(url)
     except LineError as error:
         return failed(name, error.found, error.fix)
-    exposed = [host for host in _LOOPBACK if not proxy_bypass(host)]
-    if found and exposed:
-        return warned(
-            name,
-            f"a proxy is set in the environment, and NO_PROXY lacks {exposed[0]}",
-            f"set NO_PROXY={','.join(_LOOPBACK)}",
-        )
     if line.proxy is None and variable is not None and proxy_of(line) is not None:
         return warned(
             name,
@@ -222,7 +214,7 @@ def check_accepted(line: HubAddress) -> Row:
             f"the certificate is accepted, but the hub is not at work (HTTP {status})",
             "ask the coordinator whether `fedct server start` runs",
         )
-    return passed(name, f"the certificate is accepted (HTTP {status})")
+    return passed(name, "the hub accepts this site's certificate")
 
 
 def _status(line: HubAddress) -> int:
@@ -264,7 +256,7 @@ def check_clock(line: HubAddress) -> Row:
     # The header has whole seconds, cut off.
     ahead_s = (middle - theirs).total_seconds() - 0.5
     side = "ahead of" if ahead_s > 0 else "behind"
-    found = f"{abs(ahead_s):.0f} s {side} the hub's"
+    found = f"{_long(abs(ahead_s))} {side} the hub's"
     if not verified:
         found += " (by the answer of a hub that has not proved who it is)"
     if abs(ahead_s) > SKEW_FAIL_S:
@@ -272,6 +264,14 @@ def check_clock(line: HubAddress) -> Row:
     if abs(ahead_s) > SKEW_WARN_S:
         return warned(name, found, "let NTP set this machine's clock")
     return passed(name, found)
+
+
+def _long(seconds: float) -> str:
+    """A length of time for people."""
+    for unit, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} s"
 
 
 def _unreached(name: str, why: LineError) -> Row:

@@ -31,7 +31,7 @@ from client.fleet import Fleet, RunEndedError
 from client.hub_road import hub_of
 from client.private_files import write_private
 from client.site_file import NODE_KEY, read_site_file
-from common.errors import FedctError
+from common.errors import DiskFullError, FedctError, is_disk_full
 from common.keys import read_ec_key
 
 NODE_FILE = "node.json"
@@ -148,6 +148,11 @@ def main() -> None:
     except FedctError as error:
         log.error("%s", error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        log.error("%s", DiskFullError(error))
+        sys.exit(DiskFullError.exit_code)
 
 
 if __name__ == "__main__":

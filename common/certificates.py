@@ -258,7 +258,8 @@ def check_time(certificate: x509.Certificate, now: datetime, who: str, do: str) 
     if now < begin:
         raise JoinError(
             f"{who} has a certificate that is good from {instant(begin)}, but this "
-            f"machine's clock says {instant(now)}; set the clock (NTP), then try again"
+            f"machine's clock says {instant(now)}; set the clock (NTP); if this one "
+            "is right, the signer's was wrong: tell them"
         )
     if now > end:
         raise JoinError(

@@ -7,6 +7,7 @@
     │   └── LabelError             21   a label object can't be read or does not fit
     ├── GeometryError              22   a volume or grid is not what geometry needs
     ├── StoreError                 23   the prepared-case store is damaged or foreign
+    ├── DiskFullError              24   there is no room for a file
     ├── ModelError                 30   a network can't be built, or does not fit
     ├── TrainingError              31   a local training step went wrong (not finite)
     ├── OutOfMemoryError           32   an order needs more memory than there is
@@ -27,6 +28,9 @@ A message reads "{who} {did what} {got}, expected {want}; {what to do}" and hold
 patient data: no tag value, no name, no path below a data root. A single bad series is
 no error but a verdict (`client.intake.verdict`).
 """
+
+import errno
+from pathlib import Path
 
 
 class FedctError(Exception):
@@ -70,6 +74,25 @@ class StoreError(FedctError):
     """The prepared-case store is damaged, foreign or not writable."""
 
     exit_code = 23
+
+
+class DiskFullError(FedctError):
+    """A file has no room on its disk; what was there before is untouched."""
+
+    exit_code = 24
+
+    def __init__(self, error: OSError) -> None:
+        """Say which file, if the system says so."""
+        what = "a file" if error.filename is None else Path(error.filename).name
+        super().__init__(
+            f"disk has no room left for {what} ({error.strerror}), expected some; make "
+            "room and do the same again: nothing is left by halves"
+        )
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the disk, or this user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class ModelError(FedctError):

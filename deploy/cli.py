@@ -18,7 +18,7 @@ from typing import Annotated
 import click
 import typer
 
-from common.errors import FedctError, StoppedError
+from common.errors import DiskFullError, FedctError, StoppedError, is_disk_full
 from deploy import (
     cli_client,
     cli_data,
@@ -28,6 +28,7 @@ from deploy import (
     cli_server,
 )
 from deploy.cli_options import Format, FormatOption
+from deploy.no_proxy import no_proxy
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -233,6 +234,7 @@ def plan_new(
 def main() -> None:
     """Run the command; turn deliberate failures into a sentence and a number."""
     signal.signal(signal.SIGTERM, _stop)
+    os.environ.update(no_proxy())
     sys.exit(_run())
 
 
@@ -247,8 +249,7 @@ def _run() -> int:
         error.show()
         return error.exit_code
     except OSError as error:
-        got = f"{error.filename or 'a file'} ({error.strerror or error})"
-        return _fail(f"can't use {got}, expected a place with room and rights", 1)
+        return _fail_of_disk(error)
     except KeyboardInterrupt:
         code = StoppedError.exit_code
     if code == StoppedError.exit_code:  # typer turns Ctrl-C into this number
@@ -267,6 +268,14 @@ def _left_behind(words: list[str]) -> str:
 def _fail(sentence: str, code: int) -> int:
     typer.echo(f"fedct: {sentence}", err=True)
     return code
+
+
+def _fail_of_disk(error: OSError) -> int:
+    if is_disk_full(error):
+        full = DiskFullError(error)
+        return _fail(str(full), full.exit_code)
+    got = f"{error.filename or 'a file'} ({error.strerror or error})"
+    return _fail(f"can't use {got}, expected a place with room and rights", 1)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -100,7 +100,7 @@ def server_enroll(
         typer.confirm("Does the hospital read out the same?", abort=True)
         fingerprint = checked.fingerprint
     kit = enroll(opened, checked, fingerprint, days, now, out)
-    typer.echo(f"{'renewed' if known else 'let in'} {name}; give it {kit}")
+    typer.echo(f"{name} {'stays' if known else 'is let'} in; give it {kit}")
     typer.echo(
         f"the hub's fingerprint, to tell by phone:\n"
         f"  {grouped(fingerprint_of(opened.authority))}"
@@ -178,6 +178,9 @@ def server_sites(hub: HubArgument, output_format: FormatOption = Format.TEXT) ->
             for row in rows
         ]
         typer.echo(json.dumps({"sites": listed}, indent=1))
+        return
+    if not rows:
+        typer.echo("nobody was let in yet; see `fedct server enroll`")
         return
     table = Table("site", "status", "until", "fingerprint of its certificate")
     for row in rows:

@@ -24,6 +24,7 @@ from common.certificates import instant
 from common.errors import JoinError, SupervisorError
 from deploy.gateway import HubGateway, install, watched
 from deploy.nginx_run import command
+from deploy.no_proxy import no_proxy
 from deploy.supervisor import Program, Tell, supervise
 from server.hub import (
     CA_CERTIFICATE,
@@ -47,7 +48,6 @@ _FLOWER = {
     "PYTHONSAFEPATH": "1",
 }
 """For every process: no word to Flower's makers, no code from outside."""
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def start_hub(folder: Path, stop: threading.Event, tell: Tell) -> None:
@@ -165,13 +165,9 @@ def _runner(folder: Path) -> Program:
 def _environment() -> dict[str, str]:
     """What every program gets beside the supervisor's own environment.
 
-    No proxy is on the way to our own loopback ports, nor to the hosts that this
-    machine's NO_PROXY spares.
+    No proxy is on the way to our own loopback ports.
     """
-    given = (os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))
-    hosts = [host.strip() for text in given for host in text.split(",")]
-    spared = ",".join(dict.fromkeys([*filter(None, hosts), *_LOOPBACK]))
-    return {**_FLOWER, "NO_PROXY": spared, "no_proxy": spared}
+    return {**_FLOWER, **no_proxy()}
 
 
 def _beside_python(name: str) -> str:

@@ -103,6 +103,7 @@ def supervise(
     make_private_folder(folder / LOGS_FOLDER)
     make_private_folder(folder / CACHE_FOLDER)
     states = [_Running(program, _SHORTEST_S) for program in programs]
+    unwritten = False
     try:
         while not stop.is_set():
             changed = False
@@ -110,8 +111,10 @@ def supervise(
                 changed |= _look_after(folder, state, tell)
                 if not _is_ready(state):
                     break  # those behind it wait
-            if changed:
-                _write(folder, states)
+            if changed or unwritten:
+                again, unwritten = unwritten, not _write(folder, states)
+                if unwritten and not again:
+                    tell(f"{PROCESSES_FILE} can't be written; is the disk full?")
             stop.wait(0.2)
     finally:
         _end(states, tell)
@@ -159,11 +162,7 @@ def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
 
 
 def _start(folder: Path, program: Program) -> subprocess.Popen[bytes]:
-    log = _log(folder, program)
-    if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-    descriptor = os.open(log, flags, FILE_MODE)
+    descriptor = _open_log(_log(folder, program))
     try:
         return subprocess.Popen(
             program.argv,
@@ -185,6 +184,17 @@ def _start(folder: Path, program: Program) -> subprocess.Popen[bytes]:
 
 def _log(folder: Path, program: Program) -> Path:
     return folder / LOGS_FOLDER / f"{program.name}.log"
+
+
+def _open_log(log: Path) -> int:
+    """A descriptor to append with; a full disk costs the log and not the program."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    try:
+        if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+            log.replace(log.with_suffix(".log.1"))
+        return os.open(log, flags, FILE_MODE)
+    except OSError:
+        return os.open(os.devnull, flags)
 
 
 def _last_words(log: Path) -> str:
@@ -241,7 +251,8 @@ def _modified(path: Path) -> int | None:
         return None
 
 
-def _write(folder: Path, states: Sequence[_Running]) -> None:
+def _write(folder: Path, states: Sequence[_Running]) -> bool:
+    """Write what runs for `status`; whether the disk took it."""
     rows = [
         {
             "name": state.program.name,
@@ -253,7 +264,11 @@ def _write(folder: Path, states: Sequence[_Running]) -> None:
         }
         for state in states
     ]
-    write_private(folder / PROCESSES_FILE, json.dumps(rows, indent=1).encode())
+    try:
+        write_private(folder / PROCESSES_FILE, json.dumps(rows, indent=1).encode())
+    except OSError:
+        return False
+    return True
 
 
 def _began(pid: int) -> int | None:

@@ -60,7 +60,7 @@ def test_a_sound_line_passes_in_every_row(authority):
     assert verdicts(rows) == "PPPPPPP", rows
     assert "TLSv1.3" in rows["TLS 1.3"].found
     assert "good for 30 days" in rows["hub's certificate"].found
-    assert "HTTP 404" in rows["accepted by the hub"].found
+    assert "accepts this site's certificate" in rows["accepted by the hub"].found
     assert rows["clock"].found.startswith(("0 s ", "1 s "))
 
 
@@ -163,8 +163,8 @@ def test_a_clock_that_is_off_is_told_by_how_much(authority, skew_s, side, verdic
     with hub(authority.file, certificate, skew_s=-side * skew_s) as port:
         row = table(line(authority, port))["clock"]
     assert row.verdict == verdict
-    told = float(row.found.split()[0])
-    assert abs(told - skew_s) <= 1
+    told, unit = row.found.split()[:2]
+    assert abs(float(told) - skew_s) <= 1 if unit == "s" else told == "60.0"
     assert ("ahead of" if side > 0 else "behind") in row.found
 
 
@@ -312,13 +312,6 @@ LOOPBACK = "127.0.0.1,localhost,::1"
     [
         (None, {}, "PASS", "directly"),
         ("http://p:1", {}, "PASS", "http://p:1, from client.toml"),
-        (None, {"HTTPS_PROXY": "http://p:1"}, "WARN", "NO_PROXY lacks 127.0.0.1"),
-        (
-            None,
-            {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "127.0.0.1,localhost"},
-            "WARN",
-            "NO_PROXY lacks ::1",
-        ),
         (
             None,
             {"HTTPS_PROXY": "http://u:secret@p:1", "NO_PROXY": LOOPBACK},

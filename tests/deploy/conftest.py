@@ -266,3 +266,19 @@ def environment(**changes: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         **changes,
     }
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 6 MB, where we may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=6m,mode=0700", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("a full disk needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

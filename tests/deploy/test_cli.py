@@ -459,22 +459,6 @@ def test_a_demo_that_was_stopped_says_how_to_go_on(fedct, start, tmp_path):
     refused(fedct("demo", "--out", out), RunError, "go on with: fedct simulate")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 6 MB, where we may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m,mode=0700", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip("a full disk needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_a_run_that_later_goes_on(
     fedct, start, plan_file, small_disk
 ):

@@ -1,12 +1,14 @@
 """Joining as coordinator and engineer do it: commands, two files, two phone calls."""
 
+import contextlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import typer
 
-from common.errors import JoinError
+from common.errors import DiskFullError, JoinError
 from deploy.cli_join import client_app, server_app
 
 VERBS = [
@@ -71,7 +73,7 @@ def test_a_hospital_joins_renews_and_is_revoked(fedct, hub, request_of, place):
     request = request_of()
     path = "site/charite.request.json"
     said = fedct("server", "enroll", "hub", path, "--fingerprint", request)
-    assert "let in charite; give it hub/kits/charite.kit.json" in said.out
+    assert "charite is let in; give it hub/kits/charite.kit.json" in said.out
     assert spoken(said) == hub
 
     kit = "hub/kits/charite.kit.json"
@@ -85,7 +87,7 @@ def test_a_hospital_joins_renews_and_is_revoked(fedct, hub, request_of, place):
 
     assert fedct("client", "renew", "site").code == 0
     said = fedct("server", "enroll", "hub", "site/charite.renewal.json")
-    assert said.out.startswith("renewed charite")
+    assert said.out.startswith("charite stays in")
     assert fedct("client", "install", "site", kit).code == 0
     assert fedct("server", "renew", "hub").out.startswith("renewed the hub's cert")
 
@@ -170,3 +172,38 @@ def test_bad_input_is_one_sentence_and_number_50(fedct, hub, request_of, argv, w
     if "--days" in argv:
         argv += f" --fingerprint {told.replace(' ', '')}"
     refused(fedct(*argv.split()), words)
+
+
+def fill(folder: Path) -> None:
+    """Leave no room on the disk."""
+    filler = (folder / "filler").open("wb", buffering=0)
+    with filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_full_disk_is_said_and_what_was_asked_for_works_after_it(
+    fedct, hub, place, small_disk
+):
+    def refused_for_room(*words: object) -> None:
+        said = fedct(*words)
+        assert (said.code, said.out) == (DiskFullError.exit_code, ""), said
+        assert "no room" in said.err
+        assert "make room and do the same again" in said.err
+
+    site = small_disk / "site"
+    made = ("--name", "charite", "--hub", "hub.example.org:8443", "--data", "ct")
+    fill(small_disk)
+    refused_for_room("client", "request", site, *made)
+    (small_disk / "filler").unlink()
+    request = spoken(fedct("client", "request", site, *made))
+    path, kit = site / "charite.request.json", "hub/kits/charite.kit.json"
+    assert not fedct("server", "enroll", "hub", path, "--fingerprint", request).code
+    fill(small_disk)
+    refused_for_room("client", "install", site, kit, "--fingerprint", hub)
+    refused_for_room("client", "renew", site)
+    refused_for_room("server", "init", small_disk / "hub", "--name", "hub.example")
+    (small_disk / "filler").unlink()
+    assert not list(small_disk.rglob("*.tmp"))
+    said = fedct("client", "install", site, kit, "--fingerprint", hub)
+    assert said.out.startswith("charite has joined")

@@ -1,5 +1,6 @@
 """The supervisor keeps real processes running, and leaves none behind."""
 
+import errno
 import json
 import os
 import signal
@@ -153,3 +154,22 @@ def test_programs_keep_their_caches_in_the_folder_and_need_no_home(
     for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "FLWR_HOME"):
         assert seen[name].startswith(own)
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_costs_log_and_status_and_no_program(
+    running, tmp_path, monkeypatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    written = supervisor.write_private
+    monkeypatch.setattr(supervisor, "write_private", full)
+    (tmp_path / "logs").mkdir(mode=0o700)
+    (tmp_path / "logs/sleeper.log").mkdir()  # nor can this one be opened
+    said = running(Program("sleeper", SLEEPER))
+    until(lambda: any("is the disk full?" in line for line in said))
+    time.sleep(0.5)
+    assert not [line for line in said if "ended" in line]
+    assert len([line for line in said if "disk full" in line]) == 1
+    monkeypatch.setattr(supervisor, "write_private", written)
+    until(lambda: pid_of(tmp_path, "sleeper"))  # and there it is again
