@@ -4,14 +4,12 @@
 #   dcm2niix     another reader's opinion on geometry
 #   nginx        the line between hub and sites
 #   systemd      systemd-analyze, the judge of units
-#   faketime     clocks that are wrong
 # Without them the tests that need them skip and say why.
 set -u
 missing=""
 command -v dciodvfy >/dev/null 2>&1 || missing="$missing dicom3tools"
 command -v dcm2niix >/dev/null 2>&1 || missing="$missing dcm2niix"
 command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd"
-command -v faketime >/dev/null 2>&1 || missing="$missing faketime"
 { command -v nginx || [ -x /usr/sbin/nginx ]; } >/dev/null 2>&1 \
     || missing="$missing nginx"
 [ -z "$missing" ] && exit 0

@@ -22,28 +22,18 @@ from common.keys import read_ec_key
 from deploy.hub_status import hub_status
 from server.hub import open_hub
 from server.revocation import revoke
+from tests.faults.clock import wrong_clock
 from tests.faults.federation import Federation, federation
 from tests.faults.hosts import REPOSITORY, SHORT, until
 from tests.faults.invariants import check_invariants
 from tests.faults.points import TIMES
+from tests.faults.powerloss import COMPILER
 from tests.faults.rows import row
 from tests.faults.scenes import ALL, SOON, WITHOUT_NORTH, comes_back
 
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-needs_faketime = pytest.mark.skipif(
-    not FAKETIME.exists(), reason="libfaketime is not installed; tests/debian.sh does"
-)
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler (cc)")
 SHORTLY = {**SOON, "join_s": 3.0}
 """Nor does a run wait for a site that can't come."""
-
-
-def clock(shift: str) -> dict[str, str]:
-    """The environment of a process whose clock is off."""
-    return {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME": shift,
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
 
 
 @contextmanager
@@ -61,7 +51,7 @@ def started_with(fed: Federation, env: dict[str, dict[str, str]]) -> Iterator[No
             fed.site(name).env.clear()
 
 
-@needs_faketime
+@needs_compiler
 @row(
     26,
     "clock an hour behind at one site, an hour ahead at another, minutes after the hub "
@@ -70,7 +60,10 @@ def started_with(fed: Federation, env: dict[str, dict[str, str]]) -> Iterator[No
 )
 def test_clocks_are_wrong(fed, seen):
     began = datetime.datetime.now()
-    with started_with(fed, {"north": clock("-1h"), "south": clock("+1h")}):
+    with started_with(
+        fed,
+        {"north": wrong_clock(fed.folder, -1), "south": wrong_clock(fed.folder, 1)},
+    ):
         until(lambda: fed.hub.online() == set(ALL), what="both to come")
         run = fed.run()
         run.finished()
@@ -87,7 +80,7 @@ def _last_time(fed: Federation, site: str) -> datetime.datetime:
     return datetime.datetime.strptime(lines[-1][:19], "%Y-%m-%d %H:%M:%S")
 
 
-@needs_faketime
+@needs_compiler
 @row(
     27,
     "a certificate that expired two days ago, at a site whose clock says that it is "
@@ -110,7 +103,7 @@ def _expired(fed: Federation) -> str:
     good, before = path.read_bytes(), north.log("service").count("this site's cert")
     path.write_text(old)
     try:
-        with started_with(fed, {"north": clock("-3d")}):
+        with started_with(fed, {"north": wrong_clock(fed.folder, -72)}):
             refusals = lambda: north.log("service").count("this site's cert") - before  # noqa: E731
             until(refusals, what="the hub to refuse")
             run = fed.run(**SHORTLY)
