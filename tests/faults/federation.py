@@ -62,7 +62,7 @@ from tests.faults.proxy import Proxy
 from tests.plans import plan as plan_of
 
 SITES = ("east", "north", "south")
-PATIENTS = {"east": 4, "north": 5, "south": 6}
+PATIENTS = {"east": 4, "north": 5, "south": 8}
 """Not the same number, so that a mean that weights them wrongly is another model."""
 PLAN = """
 [plan]

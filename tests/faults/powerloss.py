@@ -78,7 +78,7 @@ def after(syncs: list[Sync], run: Path, first: dict[str, bytes], to: Path) -> No
     """
     files = {sync.identity: sync.content for sync in syncs if sync.names is None}
     folders = {sync.path: sync.names for sync in syncs if sync.names is not None}
-    to.mkdir()
+    to.mkdir(mode=0o700)
     for name, content in first.items():
         (to / name).write_bytes(content)
     _build(run, to, files, folders, set(first))
@@ -93,7 +93,7 @@ def _build(
 ) -> None:
     for name, identity in folders.get(path, {}).items():
         if name.endswith("/"):
-            (to / name).mkdir()
+            (to / name).mkdir(mode=0o700)
             _build(path / name, to / name, files, folders, set())
         elif name not in first:
             (to / name).write_bytes(files.get(identity, b""))

@@ -119,7 +119,10 @@ def main() -> int:
         os.environ["FEDCT_FAULTS_FULL"] = "1"
     exam = Exam(numbers(options.rows))
     code = pytest.main(
-        [str(FOLDER), "-m", "row", "-q", "--no-header", "-p", "no:cacheprovider"],
+        [
+            *(str(FOLDER), "-m", "row", "-q", "--no-header", "-p", "no:cacheprovider"),
+            "--continue-on-collection-errors",
+        ],
         plugins=[exam],
     )
     print(exam.table())
