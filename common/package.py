@@ -119,13 +119,13 @@ def save_package(
     Args:
         folder: The package itself (`RUN/model`); its parent must exist.
         plan: The effective plan; `[simulation]` is not written.
-        state: The network's `state_dict`, on any device; copied.
+        state: The network's `state_dict`, on any device; nothing is kept of it.
         facts: Round, metric and versions.
 
     Raises:
         ModelError: A weight is not finite or there is none; nothing is written.
     """
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     _check_finite(tensors, "package to be saved")
     weights = safetensors.torch.save(tensors)
     bare = plan.model_copy(update={"simulation": None})

@@ -104,11 +104,14 @@ def load_vector(
 def to_state(
     layout: Layout, vector: Float32[np.ndarray, " P"], rest: nn.Module
 ) -> dict[str, Tensor]:
-    """A whole state dict: the vector's tensors, and all others as `rest` has them."""
-    state = {name: t.detach().cpu().clone() for name, t in rest.state_dict().items()}
-    for name, part in parts_of(vector, layout):
-        state[name] = torch.from_numpy(part.copy())
-    return state
+    """A whole state dict: views of the vector, and copies of all others of `rest`."""
+    parts = dict(parts_of(vector, layout))
+    return {
+        name: torch.from_numpy(parts[name])
+        if name in parts
+        else tensor.detach().cpu().clone()
+        for name, tensor in rest.state_dict().items()
+    }
 
 
 def digest_of(vector: Float32[np.ndarray, " P"]) -> str:

@@ -1,5 +1,6 @@
 """What a run leaves: the model as a package, and the record behind the report."""
 
+import gc
 import json
 import logging
 import resource
@@ -14,7 +15,7 @@ from common.tasks.catalog import task_of
 from deploy.run_folder import Start, best_model, read_arm_record
 from deploy.run_state import now
 from deploy.versions import versions
-from server.federation import first_model
+from server.federation import first_model, plan_layout
 from server.record import ArmRecord, Picture, RunRecord, SiteRecord
 from server.report import write_report
 from server.run_files import ROSTERS_FILE
@@ -45,6 +46,8 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
         versions=versions(),
     )
     state = to_state(layout, best_model(folder), network)
+    del network
+    gc.collect()  # networks are full of cycles, and this one is a model
     save_package(folder / "model", plan, state, facts=facts)
 
 
@@ -86,7 +89,7 @@ def run_record(
         seconds=intake_s + sum(arm.seconds for arm in arms),
         intake_s=intake_s,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        parameters=first_model(plan)[1].size,
+        parameters=plan_layout(plan).size,
         sites=sites,
         arms=list(arms),
         pictures=list(pictures),

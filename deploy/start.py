@@ -41,6 +41,14 @@ from server.hub import (
 from server.revocation import refresh_crl
 
 LOCK_FILE = "start.lock"
+_THRIFT = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "1000000",
+    "MALLOC_TRIM_THRESHOLD_": "10000000",
+}
+"""glibc's allocator (mallopt(3)), at the hub: give a model's memory back when it is
+freed. By itself it keeps blocks below 32 MB for later, in as many heaps as there are
+threads, which doubles what the hub's processes hold while models pass."""
 _FLOWER = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -153,13 +161,13 @@ def _superlink(folder: Path, settings: HubFile) -> Program:
         *("--isolation", "process"),
         *("--superexec-auth-secret-file", str(folder / SECRET)),
     )
-    env = {**_environment(), "FLWR_HOME": str(state.resolve())}
+    env = {**_environment(), **_THRIFT, "FLWR_HOME": str(state.resolve())}
     return Program("superlink", argv, env, is_ready=lambda: _listens(port))
 
 
 def _runner(folder: Path) -> Program:
     argv = (sys.executable, "-m", "deploy.runner", str(folder.resolve()))
-    return Program("runner", argv, _environment())
+    return Program("runner", argv, {**_environment(), **_THRIFT})
 
 
 def _environment() -> dict[str, str]:

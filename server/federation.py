@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from flwr.serverapp import Grid
 from jaxtyping import Float32
 from torch import nn
@@ -101,7 +102,7 @@ def open_federation(
     """
     plan = arm.plan
     text = plan_toml(plan, with_simulation=False)
-    hello = Hello(arm.run, plan.digest, text, first_model(plan)[1].digest)
+    hello = Hello(arm.run, plan.digest, text, plan_layout(plan).digest)
     federation = plan.federation
     if keys is None:
         line = Line(grid, Verifier(), Presence(grid))
@@ -110,6 +111,12 @@ def open_federation(
     admission = Admission(line, hello, arm.train)
     admit(admission, enough=arm.min_sites, join_s=federation.join_s, tell=tell)
     return Federation(line, admission.node_of, admission.rosters, admission)
+
+
+def plan_layout(plan: Plan) -> Layout:
+    """The layout of the plan's network, of which nothing is computed or kept."""
+    with torch.device("meta"):
+        return first_model(plan)[1]
 
 
 def first_model(plan: Plan) -> tuple[nn.Module, Layout]:

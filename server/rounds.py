@@ -5,6 +5,7 @@ everything after it is kept. So the loop has no other memory than the journal an
 checkpoint it names, and a resumed run walks the same path to the bit.
 """
 
+import gc
 import logging
 import sqlite3
 import time
@@ -207,7 +208,10 @@ def _finish(
 def _first(plan: Plan) -> tuple[ServerState, Layout]:
     """The state before round 1; the network itself is not kept."""
     network, layout = first_model(plan)
-    return first_state(to_vector(network, layout), plan.federation), layout
+    state = first_state(to_vector(network, layout), plan.federation)
+    del network
+    gc.collect()  # networks are full of cycles, and this one is a model
+    return state, layout
 
 
 def _whole(

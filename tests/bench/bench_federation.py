@@ -17,7 +17,8 @@ all cores. Five rounds of either are one pair. The last round of a run, which is
 too, is left out.
 
 `memory`: the real hub with `tests/bench/light_sites.py` as hospitals. Peak resident
-memory of each of the hub's processes above what it took when idle.
+memory of each of the hub's processes above what it held after a run of a tiny model,
+over the rounds and over the hand-out of the model at the end.
 """
 
 import argparse
@@ -34,8 +35,11 @@ import torch
 
 from common.plan_file import load_plan, plan_toml
 from common.sources import Source
+from deploy.hub_runs import submit
 from deploy.hub_status import hub_status
 from deploy.phantom.scanner import HOSPITALS
+from deploy.run_state import RUNS
+from server.run_files import ARM_RECORD_FILE
 from tests.bench.bench_round import PlainSite
 from tests.bench.on_this_machine import (
     ENVIRONMENT,
@@ -49,6 +53,7 @@ from tests.bench.on_this_machine import (
     running,
     stamps,
     until,
+    wait_for_end,
 )
 from tests.bench.phantom_plan import write_plan
 from tests.bench.side_by_side import Pairs, machine, seconds
@@ -95,7 +100,7 @@ def our_rounds(root: Path, name: str) -> tuple[list[float], list[float]]:
         since = time.time()
         folder = run(place, plan, name)
     said = stamps(place.hub, "runner", since)
-    ends = [at for at, text in said if text == "round"]
+    ends = [at for at, text in said if text.split()[0] == "round"]
     assert len(ends) == len(rounds_of(folder)) == ROUNDS
     each = [b - a for a, b in itertools.pairwise(ends)][:-1]  # the last is judged
     firsts = []
@@ -126,7 +131,8 @@ def print_rounds(root: Path, repeats: int) -> None:
         firsts += steps
         print(
             f"pair {number + 1}: a round {pairs.ours[-1]:.2f} s "
-            f"(worst {max(ours):.2f}), stock Flower {pairs.theirs[-1]:.2f} s, ratio {pairs.ratios[-1]:.2f}",
+            f"(worst {max(ours):.2f}), stock Flower {pairs.theirs[-1]:.2f} s, "
+            f"ratio {pairs.ratios[-1]:.2f}",
             flush=True,
         )
     print(f"median ratio {pairs.ratio:.2f}, a round {pairs.medians[0]:.2f} s")
@@ -180,8 +186,8 @@ def print_lidc(root: Path, data_root: Path, repeats: int) -> None:
             since = time.time()
             run(place, path, f"lidc-{number}")
             said = stamps(place.hub, "runner", since)
-            begin = next(at for at, text in said if text == "arm")
-            ends = [at for at, text in said if text == "round"]
+            begin = next(at for at, text in said if text.split()[0] == "arm")
+            ends = [at for at, text in said if text.split()[0] == "round"]
             pairs.ours.append((ends[4] - begin) / 5)
             pairs.theirs.append(seconds(lambda: [plain() for _ in range(5)]) / 5)
             print(
@@ -204,68 +210,88 @@ def status_mb(pid: int, which: str) -> float:
     raise LookupError(which)
 
 
-def nginx_pids(master: int) -> list[int]:
+def nginx_pids(hub: Path) -> list[int]:
+    master = pid_of(hub, "nginx")
     children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
     return [master, *map(int, children)]
 
 
-def memory_of(root: Path, size_mb: int, count: int, rounds: int) -> str:
-    """One row of the table."""
-    pictures = write_plan(
-        root / "plan",
+class Peak:
+    """Peak resident memory of a process above what it holds now; Linux's own count."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.base_mb = status_mb(pid, "VmRSS")
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # forget the peak: proc(5)
+
+    def above_mb(self) -> float:
+        return status_mb(self.pid, "VmHWM") - self.base_mb
+
+
+def big_plan(root: Path, model: dict[str, object], rounds: int) -> Path:
+    """A plan for light sites; its pictures are never read."""
+    drawn = write_plan(
+        root,
         sites=1,
-        model={"name": "UNet", "channels": CHANNELS[size_mb], "residual_units": 2},
+        model=model,
         training={"steps": 1, "batch_size": 1, "patch": [64, 64]},
         rounds=rounds,
         every=rounds,
     )
-    plan = load_plan(pictures)
-    path = root / "plan.toml"
-    federation = plan.federation.model_copy(
-        update={"deadline_s": 3600.0, "rejoin_s": 600.0}
-    )
-    path.write_text(
-        plan_toml(
-            plan.model_copy(update={"federation": federation}), with_simulation=False
-        )
-    )
+    plan = load_plan(drawn)
+    changes = {"deadline_s": 3600.0, "rejoin_s": 600.0}
+    patient = plan.federation.model_copy(update=changes)
+    path = root / "patient.toml"
+    whole = plan.model_copy(update={"federation": patient})
+    path.write_text(plan_toml(whole, with_simulation=False))
+    return path
+
+
+def memory_of(root: Path, size_mb: int, count: int, rounds: int) -> str:
+    """One row of the table."""
+    tiny = big_plan(root / "tiny", {"name": "LinearProbe"}, 1)
+    model = {"name": "UNet", "channels": CHANNELS[size_mb], "residual_units": 2}
+    big = big_plan(root / "big", model, rounds)
     names = [f"site-{number:02d}" for number in range(count)]
-    source = Source(source=str(root / "plan" / "data"), format="images")
+    source = Source(source=str(root / "big" / "data"), format="images")
     place = federate(root / "federation", dict.fromkeys(names, source))
-    light = [
-        sys.executable,
-        str(Path(__file__).with_name("light_sites.py")),
-        str(root / "federation"),
-        *names,
-    ]
+    script = str(Path(__file__).with_name("light_sites.py"))
+    light = [sys.executable, script, str(root / "federation"), *names]
     with (
         running(place.hub, "server"),
         program(light, root / "light.log", env=ENVIRONMENT),
     ):
         until(lambda: online(place, names), 300.0)
-        runner = pid_of(place.hub, "runner")
-        superlink = pid_of(place.hub, "superlink")
-        nginx = pid_of(place.hub, "nginx")
-        base = status_mb(runner, "VmRSS"), status_mb(superlink, "VmRSS")
+        run(place, tiny, "tiny")
+        runner, superlink = (
+            Peak(pid_of(place.hub, name)) for name in ("runner", "superlink")
+        )
         began = time.monotonic()
-        folder = run(place, path, "big")
+        folder = submit(place.hub / RUNS, big, "big", names)
+        of_rounds = 0.0
+        while not (folder / ARM_RECORD_FILE).exists():
+            of_rounds = runner.above_mb()
+            time.sleep(0.02)
+        wait_for_end(folder)
         took = time.monotonic() - began
-        each = statistics.median(r.seconds for r in rounds_of(folder))
-        assert all(r.outcome == "closed" for r in rounds_of(folder))
-        assert all(len(r.sites) == count for r in rounds_of(folder))
-        peaks = status_mb(runner, "VmHWM"), status_mb(superlink, "VmHWM")
-        web = sum(status_mb(pid, "VmHWM") for pid in nginx_pids(nginx))
-    up = [peak - low for peak, low in zip(peaks, base, strict=True)]
-    cells = [f"{mb:7.0f} MB {mb / size_mb:5.2f}" for mb in up]
+        whole = runner.above_mb(), superlink.above_mb()
+        web = sum(status_mb(p, "VmHWM") for p in nginx_pids(place.hub))
+    records = rounds_of(folder)
+    assert all(r.outcome == "closed" and len(r.sites) == count for r in records)
+    cells = [f"{mb:6.0f} MB {mb / size_mb:5.2f}" for mb in (of_rounds, *whole)]
+    each = statistics.median(r.seconds for r in records)
     return (
-        f"{size_mb:5} MB{count:4} sites   runner {cells[0]} models (base {base[0]:.0f})"
-        f"   SuperLink {cells[1]} models (base {base[1]:.0f})   nginx {web:.0f} MB"
-        f"   round {each:.0f} s, all {took:.0f} s"
+        f"{size_mb:5} MB{count:4} sites{'':3}"
+        + "".join(f"{c:>20}" for c in cells)
+        + f"{web:8.0f} MB{each:10.1f} s{took:8.0f} s"
     )
 
 
 def print_memory(root: Path, sizes: list[int], sites: list[int], rounds: int) -> None:
-    print(f"peak memory above the idle process, {rounds} rounds, {machine()}")
+    print(f"peak memory above a process that is warm, {rounds} rounds, {machine()}")
+    heads = ("runner, rounds", "whole run", "SuperLink")
+    print(f"{'':20}" + "".join(f"{head:>20}" for head in heads), end="")
+    print(f"{'nginx':>11}{'a round':>12}{'all':>10}")
     for size_mb, count in itertools.product(sizes, sites):
         folder = root / f"{size_mb}-{count}"
         print(memory_of(folder, size_mb, count, rounds), flush=True)

@@ -51,18 +51,18 @@ class Others:
 
     first: str
     count: int
-    answered: dict[int, set[str]] = field(default_factory=dict)
+    answered: dict[tuple[str, int], set[str]] = field(default_factory=dict)
     news: threading.Condition = field(default_factory=threading.Condition)
 
-    def wait(self, site: str, number: int) -> None:
+    def wait(self, site: str, asked: tuple[str, int]) -> None:
         with self.news:
             if site == self.first:
-                done = self.answered.setdefault(number, set())
-                self.news.wait_for(lambda: len(done) == self.count - 1, 3000)
+                done = self.answered.setdefault(asked, set())
+                self.news.wait_for(lambda: len(done) >= self.count - 1, 3000)
 
-    def note(self, site: str, number: int) -> None:
+    def note(self, site: str, asked: tuple[str, int]) -> None:
         with self.news:
-            self.answered.setdefault(number, set()).add(site)
+            self.answered.setdefault(asked, set()).add(site)
             self.news.notify_all()
 
 
@@ -89,9 +89,9 @@ def serve(root: Path, site: str, seed: int, others: Others) -> None:
                 continue
             head = message_from_proto(found.messages_list[0])
             facts, size = read(fleet, head, found.message_object_trees[0])
-            number = int(facts.get("round", 0))
+            asked = str(facts["run"]), int(str(facts.get("round", 0)))
             if facts["kind"] == "TrainOrder":
-                others.wait(site, number)
+                others.wait(site, asked)
             with _ROOM:
                 answer = answer_to(facts, site, size, seed)
                 content = sealed(answer, facts, site, folder)
@@ -103,7 +103,7 @@ def serve(root: Path, site: str, seed: int, others: Others) -> None:
                 fleet.push(reply, 0.1)
                 del reply
             if facts["kind"] == "TrainOrder":
-                others.note(site, number)
+                others.note(site, asked)
 
 
 def read(fleet: Fleet, head: Message, tree: object) -> tuple[dict[str, object], int]:

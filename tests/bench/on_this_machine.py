@@ -127,14 +127,19 @@ def all_running(place: Place) -> Iterator[None]:
 def run(place: Place, plan: Path, name: str, sites: list[str] | None = None) -> Path:
     """Ask for a run and wait for its end; its folder."""
     folder = submit(place.hub / RUNS, plan, name, sites or list(place.sites))
+    wait_for_end(folder)
+    return folder
+
+
+def wait_for_end(folder: Path) -> None:
+    """Until a run is finished."""
 
     def is_over() -> bool:
         state = read_run(folder)
         assert state.state != "failed", state.why
         return state.state == "finished"
 
-    until(is_over, 3600.0)
-    return folder
+    until(is_over, 7200.0)
 
 
 def until(true: Callable[[], object], within_s: float) -> None:
