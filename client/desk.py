@@ -169,7 +169,8 @@ def check_approved(folder: Path, digest: str) -> None:
         what = "never saw it" if entry is None else f"has it as {entry.state}"
         raise PolicyError(
             f"site got an order for plan {digest[:12]!r}, expected one that the "
-            f"hospital approved (it {what}); nothing was done"
+            f"hospital approved (it {what}); its engineer decides, with `fedct client "
+            "approve`"
         )
 
 

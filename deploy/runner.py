@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -128,6 +128,9 @@ def execute(
     def stopped() -> bool:
         return stop.is_set() or is_stopped(folder)
 
+    def tell(waiting: Mapping[str, str]) -> None:
+        note_waiting(folder, members.named(waiting))
+
     log.info("run %s begins, plan %s", folder.name, plan.digest[:12])
     with held(folder, plan, resume=True):
         start = begin(folder, torch.get_num_threads(), ())
@@ -139,9 +142,8 @@ def execute(
                 with line.channel() as channel:
                     live = HubGrid(channel, lambda: members.of(sites), stopped)
                     grid = _with_parcels(live, folder, request, members)
-                    keys, told = members.keys(sites), partial(note_waiting, folder)
                     wire = partial(_down_and_up, meter)
-                    run_arm_of(grid, folder, ARM, keys, told, wire)
+                    run_arm_of(grid, folder, ARM, members.keys(sites), tell, wire)
             hand_out_run(folder, plan, start)
     close_book(folder.parents[1], folder)
     log.info("run %s finished", folder.name)

@@ -86,7 +86,8 @@ def print_plan(plan: dict[str, object]) -> None:
     """Print one plan as `describe` gives it."""
     classes = plan["classes"]
     assert isinstance(classes, list)
-    print(f"{plan['name']}: {plan['state']}, first seen {plan['first_seen']}")
+    first_seen = datetime.fromisoformat(str(plan["first_seen"]))
+    print(f"{plan['name']}: {plan['state']}, first seen {_time(first_seen)}")
     print(f"  hash     {plan['digest']}")
     print(f"  run      {visible(str(plan['run']))}")
     print(f"  task     {plan['task']} of {visible(', '.join(classes))}")

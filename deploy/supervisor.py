@@ -147,7 +147,7 @@ def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
         if now - state.started > _GOOD_AFTER_S:
             state.pause_s = _SHORTEST_S
         tell(f"{name} ended with {code}; starting again in {state.pause_s:.0f} s")
-        if code and (words := _last_words(_log(folder, state.program))):
+        if code > 0 and (words := _last_words(_log(folder, state.program))):
             tell(f"{name} said at last: {words}")
         state.process, state.last_exit = None, code
         state.again_at = now + state.pause_s

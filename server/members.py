@@ -7,7 +7,7 @@ nginx refuses; a site that was enrolled a moment ago can join a run that is goin
 import datetime
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import httpx
@@ -71,6 +71,14 @@ class Members:
         """Node ids of sites, as far as they are let in."""
         node_of = self._node_of
         return {node_of[site] for site in sites if site in node_of}
+
+    def named(self, waiting: Mapping[str, str]) -> dict[str, str]:
+        """The same reasons, those of "node N" under the name of its site."""
+        site_of = {f"node {node}": site for site, node in self._node_of.items()}
+        nameless = {who: why for who, why in waiting.items() if who not in site_of}
+        return nameless | {
+            site_of[who]: why for who, why in waiting.items() if who in site_of
+        }
 
     def keys(self, sites: Iterable[str]) -> Keys:
         """Site to the key that its answers are verified with."""
