@@ -63,8 +63,8 @@ def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:
     except OSError as error:
         raise StoreError(
             f"site can't write its training state of round {number} "
-            f"({error.strerror}), expected {len(body) >> 20} MB of room in its folder; "
-            "free some and go on with the run"
+            f"({error.strerror}), expected {(len(body) >> 20) + 1} MB of room in its "
+            "folder; free some and go on with the run"
         ) from error
 
 
