@@ -67,7 +67,7 @@ def held(out: Path, plan: Plan, *, resume: bool) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"run in {out.name!r} could not go on ({error.strerror}), expected files "
-            "that can be read and written; check room and rights, then add --resume"
+            "that can be read and written; check room and rights, then resume it"
         ) from error
 
 
