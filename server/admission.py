@@ -16,8 +16,9 @@ from server.standing import stand
 
 log = logging.getLogger("fedct.run")
 
-_AGAIN_S = 5.0
-"""Pause before a site that refused is asked again."""
+_AGAIN_S, _AGAIN_LONGEST_S = 5.0, 60.0
+"""Pause before a site that refused is asked again; it doubles from one to the other.
+A plan may wait for approval overnight, and a hospital keeps a line of each refusal."""
 _HELLO_TTL_S = 24 * 3600.0
 """A hospital's first intake of a large archive may take hours."""
 
@@ -33,6 +34,8 @@ class _Asked:
     """When the node came that was asked; another process would not know of it."""
     hello: Hello
     message_id: str
+    refusals: int = 0
+    """How often this process of the site has refused so far."""
     again_at: float = 0.0
     until: float = float("inf")
     """When an order in a file is too late, and another one has to be given."""
@@ -93,7 +96,10 @@ class Admission:
         (message_id,) = self.line.grid.push_messages([message])
         if message_id:
             assert isinstance(one.order, Hello)
-            asked = self._asked[node] = _Asked(came, one.order, message_id)
+            last = self._asked.get(node)
+            refusals = last.refusals if last is not None and last.came == came else 0
+            asked = _Asked(came, one.order, message_id, refusals)
+            self._asked[node] = asked
             if one.is_kept:
                 asked.until = _now() + one.left_s
                 asked.is_awaited = one.is_first
@@ -105,7 +111,9 @@ class Admission:
             )
             if reply.answer is None:
                 asked.reason = reply.reason
-                asked.again_at, asked.is_awaited = _now() + _AGAIN_S, False
+                pause_s = min(_AGAIN_S * 2**asked.refusals, _AGAIN_LONGEST_S)
+                asked.again_at, asked.is_awaited = _now() + pause_s, False
+                asked.refusals = min(asked.refusals + 1, 10)
                 log.warning("not in", extra={"node": node, "why": reply.reason})
                 return
             site = reply.answer.site
