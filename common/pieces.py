@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from flwr.app import Array, Message
 from flwr.app.message.arraychunk import ArrayChunk
@@ -102,15 +103,16 @@ class Pieces:
     def _fill(self, key: str, pull: Pull) -> bool:
         """Add an array's next pieces; whether it has them all."""
         filling = self._filling[key]
-        last, piece = "", b""
-        for wanted in filling.pieces[filling.done :]:
-            if wanted != last:  # an array of zeros is one piece many times over
-                content = pull(wanted)
-                if content is None:
-                    return False
-                last, piece = wanted, get_object_body(content, ArrayChunk)
-            filling.buffer.write(piece)
-            filling.done += 1
+        for wanted, equal in groupby(filling.pieces[filling.done :]):
+            content = pull(wanted)
+            if content is None:
+                return False
+            piece = get_object_body(content, ArrayChunk)
+            del content
+            for _ in equal:  # an array of zeros is one piece many times over
+                filling.buffer.write(piece)
+                filling.done += 1
+            del piece  # before the next one comes
         facts = json.loads(get_object_body(filling.head, Array))
         array = Array(facts["dtype"], tuple(facts["shape"]), facts["stype"], b"")
         array.data = filling.buffer.getvalue()  # the buffer's own bytes, not a copy

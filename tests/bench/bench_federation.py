@@ -249,8 +249,9 @@ def big_plan(root: Path, model: dict[str, object], rounds: int) -> Path:
 
 def memory_of(root: Path, size_mb: int, count: int, rounds: int) -> str:
     """One row of the table."""
-    tiny = big_plan(root / "tiny", {"name": "LinearProbe"}, 1)
-    model = {"name": "UNet", "channels": CHANNELS[size_mb], "residual_units": 2}
+    model: dict[str, object] = {"name": "UNet", "residual_units": 2}
+    tiny = big_plan(root / "tiny", {**model, "channels": [4, 8, 8, 8, 8]}, 1)
+    model["channels"] = CHANNELS[size_mb]
     big = big_plan(root / "big", model, rounds)
     names = [f"site-{number:02d}" for number in range(count)]
     source = Source(source=str(root / "big" / "data"), format="images")
