@@ -281,14 +281,7 @@ def error_of(response: httpx.Response) -> JoinError:
             f"the hub refused this site's request (code {error.code}: {error.message})"
         )
     if response.status_code == 400:
-        reason = response.text.strip().rpartition(":")[2]
-        known = reason.isascii() and reason.isprintable() and 0 < len(reason) < 64
-        return JoinError(
-            "the hub refused this site's certificate "
-            f"({reason if known else 'no reason given'}), expected one that it signed, "
-            "that is valid today and not revoked; if it expired, renew it with "
-            "`fedct client renew`, else ask the coordinator"
-        )
+        return _refused_certificate(response.text.strip().rpartition(":")[2])
     if response.status_code == 401:
         return JoinError(
             "the hub does not take this site's node key, expected the one that it "
@@ -297,6 +290,23 @@ def error_of(response: httpx.Response) -> JoinError:
     return JoinError(
         f"the hub answered HTTP {response.status_code}, expected 200; something "
         "between may have answered in its place: see `fedct client check`"
+    )
+
+
+def _refused_certificate(reason: str) -> JoinError:
+    """What nginx, which asked OpenSSL, says of this site's certificate."""
+    todo = {
+        "certificate revoked": "ask the coordinator why; to take part again, begin "
+        "with a new folder (fedct client request)",
+        "certificate has expired": "renew it with `fedct client renew`",
+        "certificate is not yet valid": "a clock was wrong when it was signed, or is "
+        "now: `fedct client check` compares yours with the hub's",
+    }.get(reason, "install the kit of the hub in client.toml, or ask its coordinator")
+    known = reason.isascii() and reason.isprintable() and 0 < len(reason) < 64
+    return JoinError(
+        "the hub refused this site's certificate "
+        f"({reason if known else 'no reason given'}), expected one that it signed, "
+        f"that is valid today and not revoked; {todo}"
     )
 
 

@@ -36,6 +36,7 @@ from tests.federation.chain import (
     wait_for,
 )
 from tests.federation.connect_proxy import connect_proxy
+from tests.federation.pki import DAY
 
 pytestmark = needs_nginx
 PASSWORD, USER = "ward a:p@ss", "ward%20a:p%40ss"
@@ -180,6 +181,20 @@ def test_an_echo_with_a_key_that_is_not_on_the_register_says_so(chain):
         echo(chain.f.address(), ec.generate_private_key(ec.SECP384R1()))
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"begins": -2 * DAY, "ends": -DAY / 24}, "has expired.*fedct client renew"),
+        ({"begins": DAY, "ends": 2 * DAY}, "not yet valid.*a clock was wrong"),
+        ({"hosts": ["north"]}, "unsuitable certificate purpose.*kit of the hub"),
+    ],
+)
+def test_a_certificate_that_the_hub_refuses_is_told_with_what_to_do(chain, how, words):
+    pair = chain.f.authority.issue("north", **how)
+    with pytest.raises(JoinError, match=words):
+        echo(chain.f.address(pair), chain.key)
+
+
 def test_an_echo_to_a_hub_whose_superlink_is_down_says_so(tmp_path):
     federation = Federation(tmp_path, free_port())
     key = ec.generate_private_key(ec.SECP384R1())
@@ -207,5 +222,5 @@ def test_a_revoked_site_is_cut_off_and_told_why(chain):
             return False
 
         until(is_out, 30)
-    with pytest.raises(JoinError, match=r"certificate revoked.*coordinator"):
+    with pytest.raises(JoinError, match=r"certificate revoked.*new folder"):
         echo(chain.f.address(), chain.key)
