@@ -155,7 +155,6 @@ def test_the_whole_way_out_and_back_is_the_identity(tmp_path, pool, number):
 
 @settings(
     max_examples=12,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

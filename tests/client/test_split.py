@@ -42,7 +42,7 @@ def counts(parts) -> tuple[int, int, int]:
     st.floats(0, 1),
     st.floats(0, 1),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_shares_are_the_fractions_and_leave_someone_to_train(count, a, b):
     scale = 0.99 / max(1.0, a + b)
     data = Data(validation=a * scale, test=b * scale)
@@ -79,7 +79,7 @@ def test_without_fractions_everybody_trains():
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_part_once_given_is_kept_and_new_patients_even_things_out(steps, seed):
     plan, known, total = plan_of(seed), {}, 0
     for step in steps:

@@ -109,7 +109,7 @@ def test_padding_keeps_what_is_there():
 sizes = st.integers(1, 40)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.tuples(sizes, sizes, sizes),
     st.tuples(sizes, sizes, sizes),

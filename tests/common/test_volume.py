@@ -73,7 +73,7 @@ def numbered(grid: Grid) -> Volume:
 
 
 @given(grids())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_canonical_order_moves_no_voxel_in_the_patient(grid):
     before, after = numbered(grid), canonical(numbered(grid))
     assert sorted(after.array.ravel()) == sorted(before.array.ravel())
@@ -84,7 +84,7 @@ def test_canonical_order_moves_no_voxel_in_the_patient(grid):
 
 
 @given(grids())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_canonical_axes_run_up_back_and_left(grid):
     axes = canonical(numbered(grid)).grid.affine[:3, :3]
     axes = axes / np.linalg.norm(axes, axis=0)
@@ -95,7 +95,7 @@ def test_canonical_axes_run_up_back_and_left(grid):
 
 
 @given(grids())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_canonical_twice_is_canonical_once(grid):
     once = reorder_grid(grid, canonical_order(grid))
     order = canonical_order(once)
@@ -104,7 +104,7 @@ def test_canonical_twice_is_canonical_once(grid):
 
 
 @given(grids(), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_mask_comes_back_from_model_space_bit_for_bit_at_native_spacing(grid, random):
     mask = np.array([random.randrange(4) for _ in range(np.prod(grid.shape))], np.uint8)
     mask = mask.reshape(grid.shape)
@@ -158,7 +158,7 @@ def test_mask_survives_prediction_at_another_spacing(directions):
 
 
 @given(grids(), st.tuples(*[st.floats(0.5, 5.0)] * 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_new_spacing_keeps_the_box_of_tissue(grid, spacing_mm):
     new = with_spacing(grid, spacing_mm)
     np.testing.assert_allclose(new.spacing_mm, spacing_mm, rtol=1e-9)

@@ -84,7 +84,7 @@ def test_a_log_put_aside_loses_no_request(tmp_path):
     with (
         echo(federation.loopback, federation.superlink_port),
         running(federation.hub) as nginx,
-        federation.client(federation.hub.port, federation.north) as client,
+        federation.client(federation.north) as client,
     ):
         began = time.time()
         client.post(ECHO, content=b"x" * 5000)

@@ -113,7 +113,6 @@ OBLIQUE = (0.8, 0.6, 0.0, -0.48, 0.64, 0.6)
 
 @settings(
     max_examples=12,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

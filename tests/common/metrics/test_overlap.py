@@ -63,7 +63,7 @@ masks = st.integers(0, 2**32 - 1).map(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(masks, st.integers(1, 5), st.booleans())
 def test_sums_of_two_parts_add_up_to_the_whole(pair, cut, empty_is_right):
     truth, predicted = pair

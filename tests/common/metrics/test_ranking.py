@@ -16,7 +16,7 @@ def _auc(scores: np.ndarray, labels: np.ndarray, **bins) -> tuple[float, float]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-4, 0.01, 1.0, 10.0]))
 def test_agrees_with_scikit_learn_within_the_error_it_states(seed, scale):
     rng = np.random.default_rng(seed)
