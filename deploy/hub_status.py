@@ -96,7 +96,11 @@ def hub_status(folder: Path) -> HubStatus:
 def print_hub_status(status: HubStatus) -> None:
     """Three small tables."""
     console = Console()
-    console.print(f"hub {status.address}: {'up' if status.running else 'down'}")
+    missing = [row.name for row in status.processes if not row.running]
+    word = "up" if status.running else "down"
+    if status.running and missing:
+        word = f"up without {' and '.join(missing)}; see logs/ in its folder"
+    console.print(f"hub {status.address}: {word}")
     processes = Table("process", "running", "restarts")
     for process in status.processes:
         processes.add_row(

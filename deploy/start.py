@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,6 +42,8 @@ from server.hub import (
 from server.revocation import refresh_crl
 
 LOCK_FILE = "start.lock"
+_LET_GO_S = 10.0
+"""How long a killed hub's SuperLink may hold its port."""
 _THRIFT = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "1000000",
@@ -66,6 +69,7 @@ def start_hub(folder: Path, stop: threading.Event, tell: Tell) -> None:
     """
     settings = read_hub_file(folder)
     with alone(folder, "hub"):
+        _check_free(settings.superlink_port)
         refresh_crl(open_hub(folder, _now()), _now())
         gateway = HubGateway(
             folder=(folder / "nginx").resolve(),
@@ -187,6 +191,23 @@ def _beside_python(name: str) -> str:
             f"hub finds no {name}, expected it beside Python; install FedCT again"
         )
     return found
+
+
+def _check_free(port: int) -> None:
+    """Wait a moment for the programs of a hub that was killed; then insist.
+
+    Raises:
+        SupervisorError: Somebody else listens there.
+    """
+    until = time.monotonic() + _LET_GO_S
+    while _listens(port):
+        if time.monotonic() > until:
+            raise SupervisorError(
+                f"hub found its SuperLink's port {port} in use, expected it free; "
+                "stop what listens there (another hub?), or choose another "
+                "superlink_port in hub.toml"
+            )
+        time.sleep(0.2)
 
 
 def _listens(port: int) -> bool:
