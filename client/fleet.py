@@ -191,6 +191,10 @@ class Fleet:
             answer: A reply to a message that `pull` gave.
             seconds: How long the work took.
         """
+        # By the hub's clock: one made "after" its order's end would be dropped.
+        late_s = self._clock.offset_s
+        answer.metadata.created_at += late_s
+        answer.metadata.ttl -= late_s
         answer.metadata.__dict__["_message_id"] = answer.object_id
         with no_object_id_recompute():
             tree = get_object_tree(answer)

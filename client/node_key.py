@@ -54,6 +54,11 @@ class HubClock:
         """The hub's time, UTC."""
         return machine_time() + self._offset
 
+    @property
+    def offset_s(self) -> float:
+        """Seconds to add to our time for the hub's."""
+        return self._offset.total_seconds()
+
     def heard(self, headers: Mapping[str, str]) -> bool:
         """Take the time from an answer's headers; whether it was news."""
         try:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import flwr.app.message.message
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -219,7 +220,9 @@ def test_a_site_whose_clock_is_off_by_an_hour_takes_part(hub, hours, monkeypatch
     monkeypatch.setattr(client.node_key, "machine_time", wrong)
     with echoing(hub) as node, hub.line() as line, line.channel() as channel:
         grid = HubGrid(channel, lambda: {node}, lambda: False)
-        (message_id,) = grid.push_messages([Message(vector(10), node, "train", ttl=60)])
+        order = Message(vector(10), node, "train", ttl=60)
+        monkeypatch.setattr(flwr.app.message.message, "now", wrong)  # the answer's
+        (message_id,) = grid.push_messages([order])
         until(lambda: list(grid.pull_messages([message_id])))
 
 
