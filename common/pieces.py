@@ -6,6 +6,9 @@ place and is dropped before the next is asked for, so that what a message costs 
 own size and a few pieces. That a message is put together step by step also means that
 nobody waits for a slow sender.
 
+Whoever sends is not believed: what makes no message, or grows past what its
+receiver allows (one piece may stand for many), is the sender's fault and no crash.
+
 It rests on Flower's internals (objects and their trees), pinned to one version;
 `tests/federation/test_line.py` says which.
 """
@@ -28,6 +31,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_type_from_object_content,
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from google.protobuf.message import DecodeError
 
 _AT_ONCE = 2
 """Pieces under way when sending: one is encrypted while the other is stored."""
@@ -40,6 +44,13 @@ Push = Callable[[str, bytes], None]
 
 class MalformedError(Exception):
     """The pieces don't make a message; whoever sent them is at fault."""
+
+
+_MALFORMED = (
+    *(ValueError, LookupError, TypeError, AttributeError),
+    *(DecodeError, RecursionError, OverflowError),
+)
+"""What Flower's code, JSON and protobuf raise at bytes that nobody honest sent."""
 
 
 @dataclass
@@ -55,9 +66,10 @@ class _Filling:
 class Pieces:
     """A message of which not everything has come yet."""
 
-    def __init__(self, tree: ObjectTree) -> None:
-        """Begin with nothing but the tree of object ids."""
+    def __init__(self, tree: ObjectTree, most_bytes: int) -> None:
+        """Begin with nothing but the tree of object ids, and room for `most_bytes`."""
         self._tree = tree
+        self._room_bytes = most_bytes
         self._contents: dict[str, bytes] = {}
         self._filling: dict[str, _Filling] = {}
         self._arrays: dict[str, InflatableObject] = {}
@@ -76,7 +88,7 @@ class Pieces:
             whole = inflate_object_from_contents(
                 self._tree.object_id, self._contents, objects=self._arrays
             )
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except _MALFORMED as error:
             raise MalformedError(f"{type(error).__name__}: {error}") from error
         self._arrays = {}
         if not isinstance(whole, Message):
@@ -92,6 +104,7 @@ class Pieces:
             content = pull(key)
             if content is None:
                 return False
+            self._make_room(content)
             if get_object_type_from_object_content(content) == "Array":
                 self._filling[key] = _Filling(content, _order(content))
             else:
@@ -110,6 +123,7 @@ class Pieces:
             piece = get_object_body(content, ArrayChunk)
             del content
             for _ in equal:  # an array of zeros is one piece many times over
+                self._make_room(piece)
                 filling.buffer.write(piece)
                 filling.done += 1
             del piece  # before the next one comes
@@ -119,6 +133,11 @@ class Pieces:
         del self._filling[key]
         self._arrays[key] = array
         return True
+
+    def _make_room(self, content: bytes | memoryview) -> None:
+        self._room_bytes -= len(content)
+        if self._room_bytes < 0:
+            raise MalformedError("it is larger than any answer may be")
 
 
 def _order(head: bytes) -> list[str]:

@@ -35,6 +35,11 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.errors import EngineError, StoppedError
 from common.pieces import MalformedError, Pieces, send
+from common.wire import payload_bytes
+
+_MARGIN_BYTES = 1 << 24
+"""What an answer may be larger than the largest order: an update is no longer than the
+model that it comes from, and sums of a judgement are short."""
 
 
 @dataclass
@@ -70,6 +75,7 @@ class HubGrid(Grid):
         self._members = members
         self._stopped = stopped
         self._coming: dict[str, _Coming] = {}
+        self._most_bytes = _MARGIN_BYTES
 
     def set_run(self, run: Run) -> None:
         """Set the run that messages belong to."""
@@ -112,6 +118,8 @@ class HubGrid(Grid):
         whole = list(messages)
         if not whole:  # Flower calls that malformed
             return []
+        largest = max(payload_bytes(message.content) for message in whole)
+        self._most_bytes = max(self._most_bytes, largest + _MARGIN_BYTES)
         with no_object_id_recompute():
             for message in whole:
                 message.metadata.__dict__["_message_id"] = message.object_id
@@ -134,7 +142,7 @@ class HubGrid(Grid):
         self._leave_if_stopped()
         wanted = list(message_ids)
         for other in self._coming.keys() - wanted:  # hold no late reply's pieces
-            self._coming[other].pieces = Pieces(self._coming[other].tree)
+            self._coming[other].pieces = self._pieces(self._coming[other].tree)
         missing = [one for one in wanted if one not in self._coming]
         if missing:
             self._look(missing)
@@ -157,6 +165,9 @@ class HubGrid(Grid):
             time.sleep(0.1)
         return found
 
+    def _pieces(self, tree: ObjectTree) -> Pieces:
+        return Pieces(tree, self._most_bytes)
+
     def _look(self, message_ids: list[str]) -> None:
         """Ask for heads; the SuperLink gives each only once."""
         found = self._channel._runtime_client.PullMessages(
@@ -166,7 +177,7 @@ class HubGrid(Grid):
             found.messages_list, found.message_object_trees, strict=True
         ):
             head = message_from_proto(proto)
-            coming = _Coming(head, tree, Pieces(tree))
+            coming = _Coming(head, tree, self._pieces(tree))
             self._coming[head.metadata.reply_to_message_id] = coming
 
     def _collect(self, asked: str) -> Message | None:

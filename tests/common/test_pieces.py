@@ -14,6 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from common.pieces import MalformedError, Pieces, send
 
 MB = 1_000_000
+ROOM = 100 * MB
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,11 @@ def random_bytes(size: int, seed: int = 1) -> bytes:
 def test_a_message_comes_together_as_it_was_however_late_its_pieces_are(contents):
     whole = message(*contents)
     store = taken_apart(whole)
-    pieces, there, tries = Pieces(get_object_tree(whole)), set(), itertools.count()
+    pieces, there, tries = (
+        Pieces(get_object_tree(whole), ROOM),
+        set(),
+        itertools.count(),
+    )
     for key in (*store, None):
         reply = pieces.collect(lambda one: store[one] if one in there else None)
         if reply is not None:
@@ -101,6 +106,8 @@ def harmed(store: dict[str, bytes], kind: bytes, old: bytes, new: bytes):
         (b"ArrayChunk", b"ArrayChunk", b"ArrayChank"),
         (b"RecordDict", b"vectors", b'"'),
         (b"Message", b"Message", b"Mistake"),
+        (b"ConfigRecord", b"\x01a", b"\xff\xff"),  # protobuf's own error
+        (b"RecordDict", b'{"', b"[" * 100_000),  # deeper than Python goes
     ],
 )
 def test_pieces_that_make_no_message_are_called_so(kind, old, new):
@@ -108,7 +115,16 @@ def test_pieces_that_make_no_message_are_called_so(kind, old, new):
     store = harmed(taken_apart(whole), kind, old, new)
     assert store != taken_apart(whole), "nothing was harmed"
     with pytest.raises(MalformedError):
-        Pieces(get_object_tree(whole)).collect(store.__getitem__)
+        Pieces(get_object_tree(whole), ROOM).collect(store.__getitem__)
+
+
+def test_one_small_piece_named_many_times_fills_no_memory():
+    whole = message(bytes(16 * MB))  # four pieces, three of them one
+    tree, store = get_object_tree(whole), taken_apart(whole)
+    assert sum(map(len, store.values())) < 11 * MB
+    assert Pieces(tree, 17 * MB).collect(store.__getitem__) is not None
+    with pytest.raises(MalformedError, match="larger than any answer"):
+        Pieces(tree, 15 * MB).collect(store.__getitem__)
 
 
 def test_a_model_is_in_memory_once_while_it_is_received_and_sent(tmp_path):
@@ -125,7 +141,7 @@ def test_a_model_is_in_memory_once_while_it_is_received_and_sent(tmp_path):
         del whole
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        reply = Pieces(tree).collect(lambda key: (tmp_path / key).read_bytes())
+        reply = Pieces(tree, ROOM).collect(lambda key: (tmp_path / key).read_bytes())
         assert len(reply.content["vectors"]["0"].data) == size
         assert tracemalloc.get_traced_memory()[1] - before < 1.4 * size
     finally:
