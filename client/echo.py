@@ -13,9 +13,10 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from client.fleet import error_of, fleet_client
+from client.fleet import fleet_client
 from client.hub_road import HubAddress
 from client.node_key import HubClock, NodeSignature
+from client.refusals import error_of, unregistered
 from common.errors import JoinError, TransportError
 
 _ERRNO = re.compile(r"\[Errno -?\d+\] ")
@@ -53,11 +54,7 @@ def echo(hub: HubAddress, key: ec.EllipticCurvePrivateKey) -> None:
     said = FlowerError.from_json(answer.text)
     code = None if said is None else said.code
     if code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-        raise JoinError(
-            "the hub has not this site's node key on its register, expected it there "
-            "since the site was enrolled; if that was a moment ago, wait 5 s, else "
-            "ask the coordinator what `fedct server sites` says"
-        )
+        raise unregistered()
     if code is None and answer.status_code in (502, 503, 504):
         raise TransportError(
             "the hub's door is open and nobody is behind it (HTTP "

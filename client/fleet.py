@@ -60,20 +60,19 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from client.hub_road import HubAddress, hub_client
 from client.node_key import HubClock, NodeSignature
+from client.refusals import error_of, unregistered
 from common.errors import JoinError, KeyInUseError, TransportError
 
 HEARTBEAT_S = 15.0
 """The hub calls a site lost after two of these (Flower: HEARTBEAT_PATIENCE)."""
 _TIMEOUT_S = 60.0
 """For one request: a 5 MB object needs 40 s at 1 Mbit/s."""
+_REGISTER_S, _QUESTION_S = 60.0, 2.0
+"""How long, and how often, it is asked whether the hub knows this site's key yet."""
 _PATIENCE_S = 600.0
 """For one message, over all tries: a line that is cut for minutes is waited for."""
 
 T = TypeVar("T")
-
-
-class RunEndedError(JoinError):
-    """The run is over; its late answer is not wanted."""
 
 
 class Fleet:
@@ -142,12 +141,39 @@ class Fleet:
                     self._client.DeactivateNode,
                     DeactivateNodeRequest(node_id=left_over),
                 )
-        request = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_S)
-        node_id = int(self._call(self._client.ActivateNode, request).node_id)
+        node_id = self._place(public)
         self._node = Node(node_id=node_id)
         TaskIdentity.node_id = node_id
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return node_id
+
+    def _place(self, public: bytes) -> int:
+        """The node's place at the hub; a hub that has just begun knows no keys yet."""
+        until = time.monotonic() + _REGISTER_S
+        request = ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_S)
+        while True:
+            try:
+                return int(self._call(self._client.ActivateNode, request).node_id)
+            except KeyInUseError:
+                if self._is_registered(public):
+                    raise
+            if self._stop.is_set() or time.monotonic() > until:
+                raise unregistered()
+            self._tell("the hub has not this site's key on its register yet; waiting")
+            self._stop.wait(_QUESTION_S)
+
+    def _is_registered(self, public: bytes) -> bool:
+        """Whether the hub knows this key; asked as `client.echo` does."""
+        request = ActivateNodeRequest(public_key=public, heartbeat_interval=0)
+        try:
+            self._client.ActivateNode(request)
+        except httpx.HTTPStatusError as error:
+            said = FlowerError.from_json(error.response.text)
+            failed = ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED
+            return said is None or said.code != failed
+        except httpx.TransportError:
+            pass
+        return True
 
     def pull(self) -> Message | None:
         """The next order, whole, or none; returns at once."""
@@ -266,52 +292,6 @@ def fleet_client(
     client.close()
     client._client = hub_client(hub, timeout_s)
     return client
-
-
-def error_of(response: httpx.Response) -> JoinError:
-    """What the hub said no with, and what to do."""
-    if error := FlowerError.from_json(response.text):
-        if error.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
-            return RunEndedError("the hub ended the run before this answer came")
-        if error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
-            return KeyInUseError(
-                "the hub has a service with this site's key already, expected none; "
-                "after a crash or a move the place is free within a minute and taken "
-                "by itself; if not, the key is in use in a second place: stop that "
-                "service, or, if it is not yours, have the hub revoke this site and "
-                "join anew with a new folder"
-            )
-        return JoinError(
-            f"the hub refused this site's request (code {error.code}: {error.message})"
-        )
-    if response.status_code == 400:
-        return _refused_certificate(response.text.strip().rpartition(":")[2])
-    if response.status_code == 401:
-        return JoinError(
-            "the hub does not take this site's node key, expected the one that it "
-            "enrolled; ask the coordinator whether this site was revoked"
-        )
-    return JoinError(
-        f"the hub answered HTTP {response.status_code}, expected 200; something "
-        "between may have answered in its place: see `fedct client check`"
-    )
-
-
-def _refused_certificate(reason: str) -> JoinError:
-    """What nginx, which asked OpenSSL, says of this site's certificate."""
-    todo = {
-        "certificate revoked": "ask the coordinator why; to take part again, begin "
-        "with a new folder (fedct client request)",
-        "certificate has expired": "renew it with `fedct client renew`",
-        "certificate is not yet valid": "a clock was wrong when it was signed, or is "
-        "now: `fedct client check` compares yours with the hub's",
-    }.get(reason, "install the kit of the hub in client.toml, or ask its coordinator")
-    known = reason.isascii() and reason.isprintable() and 0 < len(reason) < 64
-    return JoinError(
-        "the hub refused this site's certificate "
-        f"({reason if known else 'no reason given'}), expected one that it signed, "
-        f"that is valid today and not revoked; {todo}"
-    )
 
 
 def _line(error: Exception) -> str:

@@ -27,9 +27,10 @@ from client.app import SITE_FOLDER_KEY
 from client.app import app as client_app
 from client.control import serve_control
 from client.desk_control import DeskControl
-from client.fleet import Fleet, RunEndedError
+from client.fleet import Fleet
 from client.hub_road import hub_of
 from client.private_files import write_private
+from client.refusals import RunEndedError
 from client.site_file import NODE_KEY, read_site_file
 from common.errors import DiskFullError, FedctError, is_disk_full
 from common.keys import read_ec_key

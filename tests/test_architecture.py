@@ -78,6 +78,7 @@ PINNED_TO_FLOWER = {
     "client/echo.py",
     "client/fleet.py",
     "client/node_key.py",
+    "client/refusals.py",
     "common/pieces.py",
     "server/hub_grid.py",
     "server/superlink.py",

@@ -176,6 +176,20 @@ def test_an_echo_comes_back_to_a_site_whose_clock_is_off(chain, hours, monkeypat
     echo(chain.f.address(), chain.key)
 
 
+def test_a_site_waits_for_a_hub_that_does_not_know_its_key_yet(chain):
+    key = ec.generate_private_key(ec.SECP384R1())
+    said: list[str] = []
+
+    def tell(sentence: str) -> None:
+        if not said:
+            chain.line.register(node_key_bytes(openssh_line(key.public_key())))
+        said.append(sentence)
+
+    with Fleet(chain.f.address(), key, tell, threading.Event()) as fleet:
+        assert fleet.activate(None)
+    assert said == ["the hub has not this site's key on its register yet; waiting"]
+
+
 def test_an_echo_with_a_key_that_is_not_on_the_register_says_so(chain):
     with pytest.raises(JoinError, match="not this site's node key on its register"):
         echo(chain.f.address(), ec.generate_private_key(ec.SECP384R1()))
