@@ -16,7 +16,7 @@ from common.networks import build_network
 from common.parameters import Layout, digest_of, layout_of
 from common.plan import Plan
 from common.plan_file import plan_toml
-from common.task import Sums, Task
+from common.task import Sums, Task, add_sums
 from common.tasks.catalog import task_of
 from server.admission import Admission, Waiting, admit
 from server.asking import Line, ask, roll_call
@@ -135,7 +135,9 @@ def judge(
     since: Mapping[str, int],
     part: Part,
 ) -> dict[str, Sums]:
-    """The sites' sums for a model; one that does not answer or has no case is left out.
+    """The sites' sums for a model.
+
+    Left out is who does not answer, has no case, or tells what the task can't read.
 
     Args:
         federation: The sites.
@@ -154,6 +156,7 @@ def judge(
         for site in sites
     }
     sums: dict[str, Sums] = {}
+    total: Sums = {}
     for reply in ask(
         federation.line,
         federation.node_of,
@@ -164,6 +167,23 @@ def judge(
         if reply.answer is None:
             extra = {"arm": arm.name, "site": reply.site, "why": reply.reason}
             log.warning("not judged", extra=extra)
-        elif reply.answer.sums:
-            sums[reply.site] = reply.answer.sums
+        elif (told := reply.answer.sums) and not _fits(arm.task, told, total):
+            why = "its sums are not those of this task"
+            log.warning(
+                "refused", extra={"arm": arm.name, "site": reply.site, "why": why}
+            )
+        elif told:
+            sums[reply.site], total = told, add_sums(total, told)
     return sums
+
+
+def _fits(task: Task, sums: Sums, total: Sums) -> bool:
+    """Whether the task can read a site's sums, alone and with those of the others."""
+    if not all(vector.size for vector in sums.values()):
+        return False
+    try:
+        task.summarise(sums)
+        task.summarise(add_sums(total, sums))
+    except (LookupError, ValueError):
+        return False
+    return True

@@ -25,6 +25,7 @@ from common.exchange import (
 from common.metrics.overlap import COUNT
 from common.plan import Plan
 from common.signing import asked_of, public_text, seal
+from common.task import Sums
 from common.wire import from_record, to_record
 from server.federation import Arm
 
@@ -62,10 +63,12 @@ class ScriptedGrid(Grid):
         cases: Mapping[str, int],
         twists: Mapping[tuple[str, int], Twist] | None = None,
         scores: Mapping[int, float] | None = None,
+        sums: Mapping[str, Sums] | None = None,
     ) -> None:
         self.cases = dict(cases)
         self.twists = dict(twists or {})
         self.scores = scores or {}
+        self.sums = sums or {}
         self.orders: list[tuple[str, TrainOrder]] = []
         self.alive = 0
         self.most_alive = 0
@@ -117,7 +120,8 @@ class ScriptedGrid(Grid):
             order = from_record(message.content, JudgeOrder)
             score = self.scores.get(order.round, 0.5)
             sums = {"dice": np.array([score]), "dice" + COUNT: np.ones(1)}
-            judged = Judgement(site, order.round, order.part, sums)
+            told = self.sums.get(site, sums)
+            judged = Judgement(site, order.round, order.part, told)
             return sealed(judged, order, site)
         order = from_record(message.content, TrainOrder)
         self.orders.append((site, replace(order, model=order.model.copy())))

@@ -8,6 +8,7 @@ from flwr.app import Error
 
 from common.errors import RunError
 from common.exchange import Hello, Roster
+from common.metrics.overlap import COUNT
 from common.parameters import digest_of
 from server.asking import Line, roll_call
 from server.federation import Federation, first_model, open_federation
@@ -101,6 +102,25 @@ def test_a_bad_reply_is_refused_by_name_and_leaves_no_trace(
     gone = ScriptedGrid(CASES, {("west", 2): lambda u: Error(1, "gone")})
     _, without = run(tmp_path / "gone", gone)
     assert model.tobytes() == without.tobytes()
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        {"dice": np.ones(7), "dice" + COUNT: np.ones(7)},  # of seven classes
+        {"dice": np.ones(1)},  # a name is missing
+        {"dice": np.ones(0), "dice" + COUNT: np.ones(0)},
+        {"loss": np.ones(1), "cases": np.ones(0)},
+        {"tp": np.ones(2), "fp": np.ones(3), "fn": np.ones(2)},
+    ],
+)
+def test_sums_that_the_task_cannot_read_are_left_out_and_the_run_goes_on(
+    tmp_path, sums
+):
+    record, _ = run(tmp_path, ScriptedGrid(CASES, sums={"north": sums}))
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    assert set(record.rounds[0].validation) == {"east", "west"} == set(record.test)
+    assert record.test_pooled["dice"] == 0.5
 
 
 def test_a_site_that_was_left_out_goes_on_from_its_last_round_that_counted(tmp_path):
