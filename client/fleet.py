@@ -254,7 +254,7 @@ class Fleet:
             )
             try:
                 self._client.SendNodeHeartbeat(request)
-            except (httpx.HTTPError, ValueError) as error:
+            except Exception as error:  # a thread that dies leaves a site nobody asks
                 self._tell(f"no heartbeat reached the hub ({type(error).__name__})")
 
     def _retried(self, call: Callable[..., T]) -> Callable[..., T]:

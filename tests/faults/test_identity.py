@@ -83,7 +83,7 @@ def _last_time(fed: Federation, site: str) -> datetime.datetime:
 @needs_compiler
 @row(
     27,
-    "a certificate that expired two days ago, at a site whose clock says that it is "
+    "a certificate that expired ten hours ago, at a site whose clock says that it is "
     "good; in another federation, one that is revoked in mid-run",
     "refused, others unaffected",
 )
@@ -96,14 +96,14 @@ def test_a_certificate_is_expired_or_revoked(fed, seen, tmp_path):
 def _expired(fed: Federation) -> str:
     north = fed.site("north")
     hub = open_hub(fed.hub.folder, datetime.datetime.now(datetime.UTC))
-    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=3)
+    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=34)
     key = read_ec_key(north.folder / TLS_KEY).public_key()
     old = certificate_pem(issue("north", key, hub.issuer, "client", then, 1))
     path = north.folder / SITE_CERTIFICATE
     good, before = path.read_bytes(), north.log("service").count("this site's cert")
     path.write_text(old)
     try:
-        with started_with(fed, {"north": wrong_clock(fed.folder, -72)}):
+        with started_with(fed, {"north": wrong_clock(fed.folder, -20)}):
             refusals = lambda: north.log("service").count("this site's cert") - before  # noqa: E731
             until(refusals, what="the hub to refuse")
             run = fed.run(**SHORTLY)

@@ -24,6 +24,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+import client.fleet
 import client.node_key
 from client.fleet import Fleet, HubAddress
 from common.errors import JoinError, KeyInUseError, StoppedError
@@ -235,3 +236,23 @@ def test_a_node_that_is_shut_out_is_off_the_list(hub):
         assert not online
         line.unregister(node)
         assert key not in line.nodes()
+
+
+def test_a_site_goes_on_beating_whatever_a_beat_runs_into(hub, monkeypatch):
+    """Short of memory, say; the SuperLink would ask it nothing more."""
+    beats: list[object] = []
+
+    def short_of_memory(request: object) -> None:
+        beats.append(request)
+        raise MemoryError
+
+    monkeypatch.setattr(client.fleet, "HEARTBEAT_S", 0.01)
+    said: list[str] = []
+    fleet = hub.fleet(hub.key, said)
+    fleet._client.SendNodeHeartbeat = short_of_memory
+    with fleet:
+        thread = threading.Thread(target=fleet._beat)
+        thread.start()
+        until(lambda: len(beats) > 3)
+    thread.join()
+    assert said[0] == "no heartbeat reached the hub (MemoryError)"
