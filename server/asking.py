@@ -40,6 +40,8 @@ _POLL_S = 0.05
 _KEPT_S = 600.0
 """How long after the deadline the SuperLink keeps what came before it: answers are
 taken in order, and who stands behind a late site must not be late too."""
+_LONGEST_REASON = 500
+"""Characters of a sentence for the record; more than any of ours has."""
 _LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 _TYPE_OF = {
     Hello: MessageType.QUERY,
@@ -197,7 +199,7 @@ def read_reply(
         return Reply(site, None, "failed", "site was lost and stayed away", down, 0)
     if reply.has_error():
         reason = reply.error.reason or f"error {reply.error.code}"
-        return Reply(site, None, "failed", reason, down, 0)
+        return Reply(site, None, "failed", _plain(reason), down, 0)
     up = payload_bytes(reply.content)
     try:
         answer, seal = from_record(reply.content, kind), seal_in(reply.content)
@@ -205,10 +207,16 @@ def read_reply(
         verifier.check(answer, seal, order, asked)
     except (ContributionError, VersionError) as error:
         code = getattr(error, "code", "contract")
-        extra = {"site": site, "code": code, "why": str(error)}
-        log.warning("refused", extra=extra)
-        return Reply(site, None, "refused", str(error), down, up)
+        why = _plain(str(error))
+        log.warning("refused", extra={"site": site, "code": code, "why": why})
+        return Reply(site, None, "refused", why, down, up)
     return Reply(site, answer, "accepted", "", down, up)
+
+
+def _plain(words: str) -> str:
+    """A site's words as one short line; nobody knows who wrote them, or what for."""
+    short = words[:_LONGEST_REASON]
+    return "".join(one if one.isprintable() else " " for one in short)
 
 
 def roll_call(

@@ -87,6 +87,7 @@ def test_n_of_m_stands_in_every_round(tmp_path):
         (lambda u: replace(u, site="north"), "refused", "answered as another site"),
         (lambda u: replace(u, control_delta=u.delta), "refused", "control variate"),
         (lambda u: Error(1020, "out of memory"), "failed", "out of memory"),
+        (lambda u: Error(1020, "no\n\x1b[2Jround"), "failed", "no  [2Jround"),
         (lambda u: None, "late", "no answer by the deadline"),
     ],
 )
@@ -98,6 +99,7 @@ def test_a_bad_reply_is_refused_by_name_and_leaves_no_trace(
     row = next(r for r in record.rounds[1].sites if r.site == "west")
     assert row.outcome == outcome
     assert named in row.reason
+    assert row.reason.isprintable()
     assert row.weight == 0
     gone = ScriptedGrid(CASES, {("west", 2): lambda u: Error(1, "gone")})
     _, without = run(tmp_path / "gone", gone)
