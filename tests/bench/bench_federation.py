@@ -96,7 +96,7 @@ def our_rounds(root: Path, name: str) -> tuple[list[float], list[float]]:
     }
     place = federate(root / "federation", sources)
     with all_running(place):
-        until(lambda: online(place, list(sources)), 180.0)
+        until(lambda: online(place, list(sources)), 600.0)
         since = time.time()
         folder = run(place, plan, name)
     said = stamps(place.hub, "runner", since)
@@ -173,7 +173,7 @@ def print_lidc(root: Path, data_root: Path, repeats: int) -> None:
     place = federate(root / "federation", sources)
     pairs = Pairs([], [])
     with all_running(place):
-        until(lambda: online(place, list(sources)), 180.0)
+        until(lambda: online(place, list(sources)), 600.0)
         run(place, path, "warm")
         sites = [PlainSite(load_plan(path), folder) for folder in place.sites.values()]
 
@@ -301,7 +301,8 @@ def print_memory(root: Path, sizes: list[int], sites: list[int], rounds: int) ->
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("round", "lidc", "memory"))
+    what = ("round", "lidc", "memory")
+    parser.add_argument("what", choices=what, nargs="?", default="round")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--data-root", type=Path)

@@ -119,9 +119,16 @@ def all_running(place: Place) -> Iterator[None]:
     """The hub and every site."""
     with ExitStack() as stack:
         stack.enter_context(running(place.hub, "server"))
+        until(lambda: is_open(place), 600.0)
         for folder in place.sites.values():
             stack.enter_context(running(folder, "client"))
         yield
+
+
+def is_open(place: Place) -> bool:
+    """Whether the hub has put every site on the SuperLink's register."""
+    log = place.hub / "logs" / "runner.log"
+    return log.exists() and log.read_text().count(" let in\n") >= len(place.sites)
 
 
 def run(place: Place, plan: Path, name: str, sites: list[str] | None = None) -> Path:
