@@ -32,7 +32,7 @@ from client.hub_road import hub_of
 from client.private_files import write_private
 from client.refusals import RunEndedError
 from client.site_file import NODE_KEY, read_site_file
-from common.errors import DiskFullError, FedctError, is_disk_full
+from common.errors import FedctError, disk_full
 from common.keys import read_ec_key
 
 NODE_FILE = "node.json"
@@ -150,10 +150,10 @@ def main() -> None:
         log.error("%s", error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if not is_disk_full(error):
+        if (full := disk_full(error)) is None:
             raise
-        log.error("%s", DiskFullError(error))
-        sys.exit(DiskFullError.exit_code)
+        log.error("%s", full)
+        sys.exit(full.exit_code)
 
 
 if __name__ == "__main__":

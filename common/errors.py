@@ -81,18 +81,16 @@ class DiskFullError(FedctError):
 
     exit_code = 24
 
-    def __init__(self, error: OSError) -> None:
-        """Say which file, if the system says so."""
-        what = "a file" if error.filename is None else Path(error.filename).name
-        super().__init__(
-            f"disk has no room left for {what} ({error.strerror}), expected some; make "
-            "room and do the same again: nothing is left by halves"
-        )
 
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether the disk, or this user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def disk_full(error: OSError) -> DiskFullError | None:
+    """What to say if the disk, or this user's share of it, is full; else nothing."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    what = "a file" if error.filename is None else Path(error.filename).name
+    return DiskFullError(
+        f"disk has no room left for {what} ({error.strerror}), expected some; make "
+        "room and do the same again: nothing is left by halves"
+    )
 
 
 class ModelError(FedctError):

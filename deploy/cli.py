@@ -18,7 +18,7 @@ from typing import Annotated
 import click
 import typer
 
-from common.errors import DiskFullError, FedctError, StoppedError, is_disk_full
+from common.errors import FedctError, StoppedError, disk_full
 from deploy import (
     cli_client,
     cli_data,
@@ -271,8 +271,7 @@ def _fail(sentence: str, code: int) -> int:
 
 
 def _fail_of_disk(error: OSError) -> int:
-    if is_disk_full(error):
-        full = DiskFullError(error)
+    if (full := disk_full(error)) is not None:
         return _fail(str(full), full.exit_code)
     got = f"{error.filename or 'a file'} ({error.strerror or error})"
     return _fail(f"can't use {got}, expected a place with room and rights", 1)

@@ -117,8 +117,8 @@ def _work(folder: Path, order: OrderParcel) -> RecordDict | Failure:
 def _error(failure: Failure) -> FedctError:
     """What the site's app said, as the error it was there."""
     kinds = [k for k in vars(common.errors).values() if isinstance(k, type)]
-    found = {k.exit_code: k for k in kinds if issubclass(k, FedctError)}
-    kind = found.get(failure.code - ERROR_BASE, EngineError)
+    ours = [k for k in kinds if issubclass(k, FedctError) and k is not FedctError]
+    kind = {k.exit_code: k for k in ours}.get(failure.code - ERROR_BASE, EngineError)
     return kind(
         f"{failure.reason} (no answer was written: mend this and give the order again, "
         "or tell the hub with --decline)"
