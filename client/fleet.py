@@ -216,6 +216,10 @@ class Fleet:
         Args:
             answer: A reply to a message that `pull` gave.
             seconds: How long the work took.
+
+        Raises:
+            TransportError: The hub does not take it. A service that begins anew is
+                asked anew, so it is better to end than to go on without this answer.
         """
         # By the hub's clock: one made "after" its order's end would be dropped.
         late_s = self._clock.offset_s
@@ -246,6 +250,10 @@ class Fleet:
                     return
                 except ObjectPushError as error:
                     self._tell(f"an answer has to be sent again ({error})")
+        raise TransportError(
+            "site's answer was not taken by the hub in three tries, expected room for "
+            "it there; ask the coordinator for `fedct server status`"
+        )
 
     def _beat(self) -> None:
         while not self._left.wait(HEARTBEAT_S * 0.7):

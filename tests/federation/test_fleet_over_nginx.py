@@ -146,6 +146,23 @@ def test_orders_pass_and_a_broken_tunnel_is_opened_again(chain, proxied):
     assert seen.sent_bytes > 2 * 12_000_000
 
 
+def test_an_answer_that_the_hub_does_not_take_is_not_dropped_in_silence(
+    chain, monkeypatch
+):
+    said: list[str] = []
+    with Fleet(chain.f.address(), chain.key, said.append, threading.Event()) as fleet:
+        node = fleet.activate(None)
+        with chain.line.channel() as channel:
+            grid = HubGrid(channel, lambda: {node}, lambda: False)
+            grid.push_messages([Message(RecordDict(), node, "train", ttl=600)])
+            order = fleet.pull()
+            full = SimpleNamespace(stored=False)
+            monkeypatch.setattr(fleet._client, "PushObject", lambda request: full)
+            with pytest.raises(TransportError, match="not taken by the hub"):
+                fleet.push(Message(RecordDict(), reply_to=order), 0.1)
+    assert sum("sent again" in sentence for sentence in said) == 3
+
+
 # --- the echo -------------------------------------------------------------------------
 
 
