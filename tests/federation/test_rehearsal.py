@@ -13,8 +13,10 @@ NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed (apt-get install)")
 @pytest.mark.timeout(840)
 def test_a_federation_survives_its_hospitals_and_its_hub_and_ends_in_the_same_model(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
+    for home in ("HOME", "XDG_CACHE_HOME"):  # as many a service's user
+        monkeypatch.setenv(home, "/proc/nowhere")
     said = []
     seen = rehearse(tmp_path / "rehearsal", said.append, size="tiny")
     assert seen.digests[UNDISTURBED] == seen.digests[DISTURBED]
