@@ -40,7 +40,6 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
     get_object_tree,
     no_object_id_recompute,
 )
@@ -53,7 +52,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
     pull_and_inflate_object_from_tree,
-    push_objects,
 )
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -62,6 +60,7 @@ from client.hub_road import HubAddress, hub_client
 from client.node_key import HubClock, NodeSignature
 from client.refusals import error_of, unregistered
 from common.errors import JoinError, KeyInUseError, TransportError
+from common.pieces import send
 
 HEARTBEAT_S = 15.0
 """The hub calls a site lost after two of these (Flower: HEARTBEAT_PATIENCE)."""
@@ -237,16 +236,13 @@ class Fleet:
             for _ in range(3):  # a push session that expired is opened anew
                 response = self._call(self._client.PushMessages, request)
                 try:
-                    push_objects(
-                        get_all_nested_objects(answer),
-                        make_push_object_fn_protobuf(
-                            self._retried(self._client.PushObject),
-                            self._node,
-                            answer.metadata.run_id,
-                            response.session_id,
-                        ),
-                        object_ids_to_push=set(response.objects_to_push),
+                    push = make_push_object_fn_protobuf(
+                        self._retried(self._client.PushObject),
+                        self._node,
+                        answer.metadata.run_id,
+                        response.session_id,
                     )
+                    send([answer], push, set(response.objects_to_push))
                     return
                 except ObjectPushError as error:
                     self._tell(f"an answer has to be sent again ({error})")

@@ -1,9 +1,10 @@
 """Orders and answers as Flower messages: the only module that knows the keys.
 
 A vector travels as one array of little-endian bytes without a header, so that the
-receiver reads it in place. Everything else is a flat record of numbers and short
-strings, and so is the seal of an answer, which stands beside it. What does not parse
-is a `ContributionError` that names the field.
+receiver reads it in place. Everything else is a flat record of numbers, short strings
+and short sums, and so is the seal of an answer, which stands beside it: each array of
+its own would be two more requests at every hop. What does not parse is a
+`ContributionError` that names the field.
 
 Flower's `RecordDict.array_records` ties a record into a reference cycle when it is
 read, so that its vectors would stay in memory until the garbage collector happens to
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from common.contract import check_contract
 from common.errors import ContributionError
@@ -25,7 +26,8 @@ from common.signing import Asked, Seal
 
 _VECTORS = "vectors"
 _FACTS = "facts"
-_SUMS = "sums"
+_SUM = "sum "
+"""Before the name of a sum."""
 _SEAL = "seal"
 _STYPE = "fedct.raw"
 _SPEAKERS: Mapping[type, str] = {Hello: "hub", Roster: "site"}
@@ -59,7 +61,6 @@ def to_records(messages: Mapping[str, Order | Answer]) -> dict[str, RecordDict]:
 def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
     facts: dict[str, Any] = {"kind": type(message).__name__}
     vectors: dict[str, Array] = {}
-    sums: dict[str, Array] = {}
     for field in fields(message):
         value = getattr(message, field.name)
         if field.name in _VECTOR_FIELDS:
@@ -68,13 +69,13 @@ def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
                     copied[id(value)] = _to_array(value, "<f4")
                 vectors[field.name] = copied[id(value)]
         elif field.name == "sums":
-            sums = {name: _to_array(vector, "<f8") for name, vector in value.items()}
+            for name, vector in value.items():
+                facts[_SUM + name] = np.ascontiguousarray(vector, "<f8").tobytes()
         else:
             facts[field.name] = value
     record = RecordDict({_FACTS: ConfigRecord(_set(facts))})
-    for key, arrays in ((_VECTORS, vectors), (_SUMS, sums)):
-        if arrays:
-            record[key] = _group(arrays)
+    if vectors:
+        record[_VECTORS] = _group(vectors)
     return record
 
 
@@ -110,7 +111,7 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
             "are both sides of one FedCT version?"
         )
     facts = dict(found)
-    arrays, sums = _arrays(record, _VECTORS), _arrays(record, _SUMS)
+    arrays = _arrays(record, _VECTORS)
     if facts.pop("kind", None) != kind.__name__:
         raise ContributionError(
             f"a message of another kind came, expected {kind.__name__}"
@@ -123,7 +124,7 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
             array = arrays.pop(field.name, None)
             values[field.name] = None if array is None else _from_array(array, "<f4")
         elif field.name == "sums":
-            values["sums"] = {n: _from_array(a, "<f8") for n, a in sums.items()}
+            values["sums"] = _sums(facts)
         else:
             values[field.name] = _fact(facts, field.name, field.type, kind)
     for name in ("model", "delta"):
@@ -166,18 +167,39 @@ def seal_in(record: RecordDict) -> Seal:
 
 
 def payload_bytes(record: RecordDict) -> int:
-    """Bytes of all arrays of a record; headers of the transport are not counted."""
-    return sum(
+    """Bytes of all arrays and sums of a record, without headers of the transport."""
+    arrays = sum(
         len(array.data)
         for arrays in record.values()
         if isinstance(arrays, ArrayRecord)
         for array in arrays.values()
+    )
+    facts = record.get(_FACTS)
+    known = facts.items() if isinstance(facts, ConfigRecord) else ()
+    return arrays + sum(
+        len(value)
+        for name, value in known
+        if name.startswith(_SUM) and isinstance(value, bytes)
     )
 
 
 def _arrays(record: RecordDict, key: str) -> dict[str, Array]:
     found = record.get(key)
     return dict(found) if isinstance(found, ArrayRecord) else {}
+
+
+def _sums(facts: dict[str, Any]) -> dict[str, Float64[np.ndarray, " N"]]:
+    """Take the sums out of the facts."""
+    found = {}
+    for key in [name for name in facts if name.startswith(_SUM)]:
+        value = facts.pop(key)
+        if not isinstance(value, bytes) or len(value) % 8:
+            raise ContributionError(
+                f"Judgement.sums came with {key.removeprefix(_SUM)!r} as "
+                f"{type(value).__name__}, expected the bytes of float64 numbers"
+            )
+        found[key.removeprefix(_SUM)] = np.frombuffer(value, dtype="<f8")
+    return found
 
 
 def _set(facts: Mapping[str, Any]) -> dict[str, Any]:

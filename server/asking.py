@@ -36,7 +36,10 @@ log = logging.getLogger("fedct.run")
 
 A = TypeVar("A", bound=Answer)
 
-_POLL_S = 0.05
+_QUICKEST_S, _SLOWEST_S = 0.05, 1.0
+_PATIENCE = 0.02
+"""The pause between two looks is this share of the time that was waited, within the
+limits above: the SuperLink has one core for all, and each look takes some of it."""
 _KEPT_S = 600.0
 """How long after the deadline the SuperLink keeps what came before it: answers are
 taken in order, and who stands behind a late site must not be late too."""
@@ -151,6 +154,7 @@ def _wait(
     until: float,
 ) -> Message | Literal["late", "lost"]:
     """The reply to any of the messages that carried this order to this node."""
+    began = time.monotonic()
     while True:
         for reply in line.grid.pull_messages(ids) if ids else ():
             if not _is_lost(reply):
@@ -167,7 +171,8 @@ def _wait(
             message = question(order, node, left_s)
             ids = [*ids, *filter(None, line.grid.push_messages([message]))]
             came = now
-        time.sleep(_POLL_S)
+        waited_s = time.monotonic() - began
+        time.sleep(min(max(_PATIENCE * waited_s, _QUICKEST_S), _SLOWEST_S))
 
 
 def _is_lost(reply: Message) -> bool:

@@ -23,6 +23,8 @@ over the rounds and over the hand-out of the model at the end.
 
 import argparse
 import itertools
+import math
+import os
 import statistics
 import sys
 import tempfile
@@ -38,7 +40,8 @@ from common.sources import Source
 from deploy.hub_runs import submit
 from deploy.hub_status import hub_status
 from deploy.phantom.scanner import HOSPITALS
-from deploy.run_state import RUNS
+from deploy.run_state import RUNS, read_run
+from deploy.supervisor import read_processes
 from server.run_files import ARM_RECORD_FILE
 from tests.bench.bench_round import PlainSite
 from tests.bench.on_this_machine import (
@@ -77,8 +80,26 @@ def online(place: Place, names: list[str]) -> bool:
 # --- round ------------------------------------------------------------------------
 
 
-def our_rounds(root: Path, name: str) -> tuple[list[float], list[float]]:
-    """Seconds of each round, and to each site's first step, from the second on."""
+def cpu_s(place: Place) -> dict[str, float]:
+    """CPU seconds that the programs of hub and sites have used."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    used = {}
+    for folder in (place.hub, *place.sites.values()):
+        for row in read_processes(folder):
+            pids = nginx_pids(folder) if row["name"] == "nginx" else [row["pid"]]
+            for pid in pids:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+                user, system = fields.split()[11:13]
+                name = str(row["name"])
+                used[name] = used.get(name, 0.0) + (int(user) + int(system)) / ticks
+    return used
+
+
+def our_rounds(root: Path) -> tuple[list[float], list[float], dict[str, float]]:
+    """Seconds of each round, and to each site's first step; CPU seconds of a round.
+
+    Of all rounds from the second to the last but one.
+    """
     plan = write_plan(
         root / "plan",
         sites=4,
@@ -98,7 +119,12 @@ def our_rounds(root: Path, name: str) -> tuple[list[float], list[float]]:
     with all_running(place):
         until(lambda: online(place, list(sources)), 600.0)
         since = time.time()
-        folder = run(place, plan, name)
+        folder = submit(place.hub / RUNS, plan, "trivial", list(sources))
+        until(lambda: read_run(folder).rounds_done >= 1, 600.0)
+        before = cpu_s(place)
+        until(lambda: read_run(folder).rounds_done >= ROUNDS - 1, 600.0)
+        after = cpu_s(place)
+        wait_for_end(folder)
     said = stamps(place.hub, "runner", since)
     ends = [at for at, text in said if text.split()[0] == "round"]
     assert len(ends) == len(rounds_of(folder)) == ROUNDS
@@ -110,7 +136,8 @@ def our_rounds(root: Path, name: str) -> tuple[list[float], list[float]]:
         ]
         assert len(steps) == ROUNDS
         firsts += [step - end for end, step in zip(ends, steps[1:], strict=False)]
-    return each, firsts
+    cpu = {name: (after[name] - before[name]) / (ROUNDS - 2) for name in after}
+    return each, firsts, cpu
 
 
 def stock_rounds(root: Path) -> list[float]:
@@ -120,19 +147,20 @@ def stock_rounds(root: Path) -> list[float]:
     return [b - a for a, b in itertools.pairwise(ends)]
 
 
-def print_rounds(root: Path, repeats: int) -> None:
+def print_rounds(root: Path, repeats: int, alone: bool) -> None:
     print(f"4 sites, trivial model, {machine()}")
     pairs, firsts = Pairs([], []), []
     for number in range(repeats):
-        theirs = stock_rounds(root / f"stock-{number}")
-        ours, steps = our_rounds(root / f"ours-{number}", "trivial")
+        theirs = [math.nan] if alone else stock_rounds(root / f"stock-{number}")
+        ours, steps, cpu = our_rounds(root / f"ours-{number}")
         pairs.ours.append(statistics.median(ours))
         pairs.theirs.append(statistics.median(theirs))
         firsts += steps
         print(
             f"pair {number + 1}: a round {pairs.ours[-1]:.2f} s "
             f"(worst {max(ours):.2f}), stock Flower {pairs.theirs[-1]:.2f} s, "
-            f"ratio {pairs.ratios[-1]:.2f}",
+            f"ratio {pairs.ratios[-1]:.2f}; CPU seconds of a round: "
+            + ", ".join(f"{name} {used:.2f}" for name, used in cpu.items()),
             flush=True,
         )
     print(f"median ratio {pairs.ratio:.2f}, a round {pairs.medians[0]:.2f} s")
@@ -308,13 +336,14 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 500])
     parser.add_argument("--sites", type=int, nargs="+", default=[2, 8, 32])
+    parser.add_argument("--alone", action="store_true", help="without stock Flower")
     parser.add_argument("--keep", type=Path, help="a new folder that stays")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = options.keep or Path(folder)
         root.mkdir(exist_ok=True)
         if options.what == "round":
-            print_rounds(root, options.repeats)
+            print_rounds(root, options.repeats, options.alone)
         elif options.what == "lidc":
             print_lidc(root, options.data_root, options.repeats)
         else:

@@ -46,6 +46,18 @@ def test_sums_survive_the_wire_to_the_bit(sums):
     assert all(got.sums[n].tobytes() == v.tobytes() for n, v in sums.items())
 
 
+def test_sums_are_part_of_the_facts_and_counted():
+    record = to_record(Judgement("s", 1, "test", {"dice": np.ones(3), "n": np.ones(1)}))
+    assert list(record) == ["facts"]
+    assert payload_bytes(record) == 32
+    for wrong in (b"1234567", 1.5):
+        record["facts"]["sum dice"] = wrong
+        with pytest.raises(
+            ContributionError, match=r"Judgement\.sums came with 'dice'"
+        ):
+            from_record(record, Judgement)
+
+
 def test_a_vector_is_read_in_place_and_counted():
     record = to_record(update(np.ones(1000, np.float32)))
     assert payload_bytes(record) == 4000
