@@ -24,7 +24,7 @@ from client.site_file import SITE_CERTIFICATE, read_site_file
 from common.certificates import instant
 from common.errors import JoinError, SupervisorError
 from deploy.gateway import HubGateway, install, watched
-from deploy.nginx_run import command
+from deploy.nginx_run import command, end_orphans
 from deploy.no_proxy import no_proxy
 from deploy.supervisor import Program, Tell, supervise
 from server.hub import (
@@ -69,7 +69,9 @@ def start_hub(folder: Path, stop: threading.Event, tell: Tell) -> None:
     """
     settings = read_hub_file(folder)
     with alone(folder, "hub"):
-        _check_free(settings.superlink_port)
+        end_orphans((folder / "nginx").resolve())
+        _check_free("127.0.0.1", settings.superlink_port, "superlink_port")
+        _check_free(settings.listen, settings.port, "port")
         refresh_crl(open_hub(folder, _now()), _now())
         gateway = HubGateway(
             folder=(folder / "nginx").resolve(),
@@ -193,25 +195,25 @@ def _beside_python(name: str) -> str:
     return found
 
 
-def _check_free(port: int) -> None:
+def _check_free(host: str, port: int, key: str) -> None:
     """Wait a moment for the programs of a hub that was killed; then insist.
 
     Raises:
         SupervisorError: Somebody else listens there.
     """
     until = time.monotonic() + _LET_GO_S
-    while _listens(port):
+    while _listens(port, host.strip("[]")):
         if time.monotonic() > until:
             raise SupervisorError(
-                f"hub found its SuperLink's port {port} in use, expected it free; "
+                f"hub found port {port} of this machine in use, expected it free; "
                 "stop what listens there (another hub?), or choose another "
-                "superlink_port in hub.toml"
+                f"{key} in hub.toml"
             )
         time.sleep(0.2)
 
 
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+def _listens(port: int, host: str = "127.0.0.1") -> bool:
+    with suppress(OSError), socket.create_connection((host, port), 1.0):
         return True
     return False
 

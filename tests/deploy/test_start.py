@@ -1,5 +1,6 @@
 """What is looked at before a hub or a hospital's service is started."""
 
+import re
 import socket
 import threading
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ import pytest
 from common.errors import JoinError, SupervisorError
 from deploy import start
 from deploy.start import alone, is_running, start_client, start_hub
+from tests.federation.chain import free_port
 from tests.joining import a_hub, a_site, joined
 
 NOW = datetime.now(UTC)
@@ -22,16 +24,19 @@ def started(monkeypatch):
     return seen
 
 
+@pytest.mark.parametrize("key", ["port", "superlink_port"])
 def test_a_hub_does_not_begin_beside_another_one_on_its_port(
-    tmp_path, started, monkeypatch
+    tmp_path, started, monkeypatch, key
 ):
     monkeypatch.setattr(start, "_LET_GO_S", 0.3)
     hub = a_hub(tmp_path / "hub", now=NOW)
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         toml = hub.folder / "hub.toml"
-        toml.write_text(toml.read_text().replace("= 18443", f"= {port}"))
-        with pytest.raises(SupervisorError, match=rf"port {port} in use.*hub\.toml"):
+        text = toml.read_text().replace("18443", str(free_port()))
+        text = re.sub(rf"^{key} = .*$", f"{key} = {port}", text, flags=re.MULTILINE)
+        toml.write_text(text)
+        with pytest.raises(SupervisorError, match=rf"port {port} .*another {key} in"):
             start_hub(hub.folder, threading.Event(), print)
     assert started == []
     assert not is_running(hub.folder)
