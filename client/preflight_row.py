@@ -58,8 +58,10 @@ def failed(name: str, found: str, fix: str) -> Row:
 
 def refused(name: str, error: FedctError) -> Row:
     """A row from an error's sentence, whose last part says what to do."""
-    found, _, fix = str(error).rpartition("; ")
-    return failed(name, found or fix, fix)
+    found, semicolon, fix = str(error).rpartition("; ")
+    if not semicolon:
+        return failed(name, fix, "mend that, then check again")
+    return failed(name, found, fix)
 
 
 def run_checks(checks: Sequence[Check]) -> list[Row]:

@@ -14,7 +14,7 @@ from client.desk import read_desk
 from client.install import read_membership
 from client.order_log import read_orders
 from client.preflight_row import Check, Row, failed, passed, warned
-from client.site_file import SiteFile
+from client.site_file import NODE_KEY, SIGN_KEY, TLS_KEY, SiteFile
 from common.sources import Source
 
 LOOK_S = 10.0
@@ -59,6 +59,14 @@ def check_certificate(folder: Path) -> Row:
 def check_rights(folder: Path) -> Row:
     """Whether nobody else can enter the folder, and no key is open to others."""
     own = os.geteuid()
+    keys = [folder / key for key in (TLS_KEY, NODE_KEY, SIGN_KEY)]
+    if lost := [key.name for key in keys if not key.exists()]:
+        return failed(
+            "rights",
+            f"keys are not there: {', '.join(lost)}",
+            "put them back from a backup, or have the site revoked and join anew with "
+            "a new folder",
+        )
     secret = [folder, folder / "keys", *sorted((folder / "keys").glob("*"))]
     for path in secret:
         name = "the site's folder" if path == folder else str(path.relative_to(folder))

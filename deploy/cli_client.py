@@ -191,6 +191,7 @@ def client_check(site: SiteArgument, output_format: FormatOption = Format.TEXT) 
     from common.errors import TransportError
     from deploy.site_tables import print_checks
 
+    _check_site(site)
     rows = preflight(site)
     if output_format is Format.JSON:
         typer.echo(json.dumps({"rows": [vars(row) for row in rows]}, indent=1))

@@ -97,6 +97,15 @@ def test_what_is_open_to_others_fails(join, name, mode):
     assert f"(mode {mode:04o})" in row.found
 
 
+@pytest.mark.parametrize("name", ["tls.key", "node.key", "sign.key"])
+def test_a_lost_key_fails_by_its_name(join, name):
+    site = join()
+    (site / "keys" / name).unlink()
+    row = check_rights(site)
+    assert (row.verdict, row.found) == ("FAIL", f"keys are not there: {name}")
+    assert "join anew" in row.fix
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_folder_of_another_user_fails(join):
     site = join()

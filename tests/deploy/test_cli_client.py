@@ -55,7 +55,9 @@ def test_help_has_an_example(fedct, verb):
     assert f" {verb} " in fedct("client", "--help").out
 
 
-@pytest.mark.parametrize("verb", ["status", "approve", "pause", "resume", "audit"])
+@pytest.mark.parametrize(
+    "verb", ["status", "approve", "pause", "resume", "audit", "check"]
+)
 def test_a_folder_that_is_no_hospitals_is_refused(fedct, tmp_path, verb):
     refused(fedct("client", verb, tmp_path), ControlError, "no client.toml")
 
