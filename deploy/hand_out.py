@@ -12,7 +12,7 @@ from common.parameters import to_state
 from common.plan import Plan
 from common.plan_file import plan_toml
 from common.tasks.catalog import task_of
-from deploy.run_folder import Start, best_model, read_arm_record
+from deploy.run_folder import Start, final_model, read_arm_record
 from deploy.run_state import now
 from deploy.versions import versions
 from server.federation import first_model, plan_layout
@@ -24,7 +24,7 @@ log = logging.getLogger("fedct.run")
 
 
 def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
-    """Write the best federated model as a package, where there is a global model.
+    """Write the final federated model as a package, where there is a global model.
 
     Args:
         folder: The run folder.
@@ -45,7 +45,7 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
         sites=len(best.sites),
         versions=versions(),
     )
-    state = to_state(layout, best_model(folder), network)
+    state = to_state(layout, final_model(folder), network)
     del network
     gc.collect()  # networks are full of cycles, and this one is a model
     save_package(folder / "model", plan, state, facts=facts)

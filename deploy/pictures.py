@@ -15,7 +15,7 @@ from client.open_site import open_cases
 from common.parameters import load_vector
 from common.plan import Plan
 from common.tasks.catalog import task_of
-from deploy.run_folder import best_model
+from deploy.run_folder import final_model
 from server.federation import first_model
 from server.record import Picture
 
@@ -23,11 +23,11 @@ MOST_PICTURES = 6
 
 
 def draw_pictures(run_folder: Path, public_folder: Path, plan: Plan) -> list[Picture]:
-    """The best model's work on the first public cases."""
+    """The final model's work on the first public cases."""
     task = task_of(plan)
     cases = open_cases(public_folder, plan)
     network, layout = first_model(plan)
-    load_vector(network, layout, best_model(run_folder))
+    load_vector(network, layout, final_model(run_folder))
     network.eval()
     pictures = []
     for number, record in enumerate(cases.data.test[:MOST_PICTURES], start=1):

@@ -127,7 +127,7 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 def finished_record(folder: Path) -> ArmRecord | None:
-    """An arm's record, if it and the best model are there and belong together.
+    """An arm's record, if it and its model are there and belong together.
 
     Both follow from the journal, so what is missing or damaged can be made again. An
     arm that void rounds stopped is not finished: a resumed run tries on.
@@ -135,7 +135,7 @@ def finished_record(folder: Path) -> ArmRecord | None:
     try:
         record = read_arm_record(folder)
         digest = record.rounds[record.final_round - 1].model_digest
-        whole = digest_of(best_model(folder)) == digest
+        whole = digest_of(final_model(folder)) == digest
         return record if whole and record.stopped != "void rounds" else None
     except (OSError, ValueError, LookupError):
         return None
@@ -146,8 +146,8 @@ def read_arm_record(folder: Path) -> ArmRecord:
     return ArmRecord.model_validate_json((folder / ARM_RECORD_FILE).read_bytes())
 
 
-def best_model(folder: Path) -> Float32[np.ndarray, " P"]:
-    """Parameters of an arm's best round."""
+def final_model(folder: Path) -> Float32[np.ndarray, " P"]:
+    """Parameters of an arm's final round, the best or the last by its plan."""
     return read_vectors(folder / BEST_FILE)[0]["model"]
 
 

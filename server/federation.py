@@ -68,7 +68,7 @@ class Arm:
     validate: tuple[str, ...]
     """Sites on whose validation patients the best round is picked."""
     test: tuple[str, ...]
-    """Sites on whose test patients the best model is judged."""
+    """Sites on whose test patients the final model is judged."""
     folder: Path
     """Holds this arm's `journal.sqlite` and `checkpoints/`."""
     run: str
