@@ -185,6 +185,8 @@ def _keep_house(folder: Path, meter: Meter, stop: threading.Event) -> None:
                 bound_log(nginx, int(pid.read_text()))
         except (FedctError, OSError, ValueError) as error:
             log.error("house not kept: %s", error)
+        except Exception:  # a thread that dies would renew no revocation list any more
+            log.exception("house not kept")
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ class Members:
                 self.compare()
             except (FedctError, OSError, httpx.HTTPError) as error:
                 log.warning("register not compared: %s", error)
+            except Exception:  # a thread that dies would shut out nobody any more
+                log.exception("register not compared")
 
     def compare(self) -> None:
         """Let new sites in at the SuperLink, and shut revoked ones out."""
