@@ -63,9 +63,9 @@ class HubClock:
         """Take the time from an answer's headers; whether it was news."""
         try:
             theirs = parsedate_to_datetime(headers.get("date", ""))
-        except ValueError:
+            offset = theirs - machine_time()
+        except (ValueError, TypeError):  # no date, or one without a zone
             return False
-        offset = theirs - machine_time()
         if abs(offset - self._offset) <= _SMALL:
             return False
         self._offset = offset

@@ -97,6 +97,17 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
                 "it may write to; mend that, then `fedct server resume`",
                 stop,
             )
+        except MemoryError:
+            raise  # started anew, with all of the memory
+        except Exception as error:
+            # A run that would fail again at once must not hold up those behind it.
+            log.exception("run %s met an error that nobody foresaw", run.name)
+            _fail(
+                run,
+                f"hub met an error that nobody foresaw ({type(error).__name__}), see its "
+                "log; please report it; `fedct server resume` tries again",
+                stop,
+            )
 
 
 def _fail(run: Path, why: str, stop: threading.Event) -> None:

@@ -203,17 +203,24 @@ class HubGrid(Grid):
         except MalformedError as error:
             del self._coming[asked]
             why = f"the reply can't be read ({error})"
+            self._confirm(whole)
             return _in_place(coming.head, ErrorCode.UNKNOWN, why)
         if reply is None:
             return None
         del self._coming[asked]
-        client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=node, run_id=run_id, message_object_id=whole
-            )
-        )
+        self._confirm(whole)
         reply.metadata.__dict__["_message_id"] = whole
         return reply
+
+    def _confirm(self, object_id: str) -> None:
+        """Have the SuperLink forget a reply."""
+        self._channel._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._channel.node,
+                run_id=self._channel.run.run_id,
+                message_object_id=object_id,
+            )
+        )
 
     def _push_object(self, object_id: str, content: bytes, session_id: str) -> None:
         request = PushObjectRequest(

@@ -7,6 +7,7 @@ outlive the process: whoever resumes the run asks under the same nonce as before
 """
 
 import logging
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -217,9 +218,11 @@ class ParcelGrid(Grid):
 
     def _take(self, path: Path) -> None:
         try:
-            status = path.stat()
+            status = path.lstat()
         except OSError:
             return  # taken away again
+        if not stat.S_ISREG(status.st_mode):
+            return  # opening a pipe would wait for its writer
         version = status.st_size, status.st_mtime_ns
         looked_at, code = self._refused.get(path, (None, None))
         if looked_at == version:
@@ -227,6 +230,8 @@ class ParcelGrid(Grid):
         try:
             take(self._post.hub, self._post.run.parent, path, datetime.now(UTC))
             path.unlink(missing_ok=True)
+        except FileNotFoundError:
+            return  # taken away again
         except ContributionError as error:
             self._refused[path] = version, error.code
             if error.code != code:  # else it is being copied in
