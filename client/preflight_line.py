@@ -33,6 +33,10 @@ class LineError(TransportError):
         self.fix = fix
 
 
+class UntriedError(LineError):
+    """The road is one that only the service can take."""
+
+
 class HungUpError(LineError):
     """TLS stood, and then the other side hung up.
 
@@ -96,9 +100,9 @@ def connect(line: HubAddress) -> socket.socket:
 def _tunnel(proxy: str, line: HubAddress) -> socket.socket:
     parts, name = split_proxy(proxy), f"proxy {shown(proxy)}"
     if parts.scheme == "https":
-        raise LineError(
-            f"{name} is itself spoken to over TLS, which this check can't do",
-            "use its http:// address if there is one, else watch the first round",
+        raise UntriedError(
+            f"{name} is itself spoken to over TLS, as the service can alone",
+            "see the echo's row, which takes the same road",
         )
     headers = {}
     if parts.username is not None:

@@ -19,6 +19,7 @@ from client.hub_road import HubAddress
 from client.preflight_line import (
     HungUpError,
     LineError,
+    UntriedError,
     ask,
     connect,
     proxy_of,
@@ -112,6 +113,8 @@ def check_port(line: HubAddress) -> Row:
     name, start = "hub's port", time.monotonic()
     try:
         connect(line).close()
+    except UntriedError as error:
+        return _unreached(name, error)
     except LineError as error:
         return failed(name, error.found, error.fix)
     took_ms = 1000 * (time.monotonic() - start)
@@ -275,4 +278,5 @@ def _long(seconds: float) -> str:
 
 
 def _unreached(name: str, why: LineError) -> Row:
-    return warned(name, f"not checked: {why.found}", "mend the rows above first")
+    fix = why.fix if isinstance(why, UntriedError) else "mend the rows above first"
+    return warned(name, f"not checked: {why.found}", fix)

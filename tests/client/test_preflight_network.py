@@ -294,6 +294,14 @@ def test_a_proxy_that_refuses_is_the_one_failure(authority, code, said):
     assert said in rows["hub's port"].found
 
 
+def test_a_proxy_that_speaks_tls_is_left_to_the_echo(authority):
+    rows = table(line(authority, 443, proxy="https://proxy.invalid:3129"))
+    assert rows["hub's port"].verdict == "WARN"
+    assert rows["accepted by the hub"].verdict == "WARN"
+    assert rows["hub's port"].fix == rows["clock"].fix
+    assert "echo's row" in rows["clock"].fix
+
+
 def test_a_proxy_that_is_not_there_is_named(authority):
     with served(lambda caller: None) as port:
         pass
