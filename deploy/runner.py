@@ -104,8 +104,8 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
             log.exception("run %s met an error that nobody foresaw", run.name)
             _fail(
                 run,
-                f"hub met an error that nobody foresaw ({type(error).__name__}), see its "
-                "log; please report it; `fedct server resume` tries again",
+                f"hub met an unforeseen error ({type(error).__name__}), see its log, "
+                "and please report it; `fedct server resume` tries again",
                 stop,
             )
 
