@@ -54,7 +54,7 @@ def test_shares_are_the_fractions_and_leave_someone_to_train(count, a, b):
         assert wanted[Part.VALIDATION] >= (data.validation > 0)
         assert wanted[Part.TEST] >= (data.test > 0)
     for part, fraction in ((Part.VALIDATION, data.validation), (Part.TEST, data.test)):
-        assert abs(wanted[part] - fraction * count) <= (2 if count < 20 else 1.5)
+        assert abs(wanted[part] - fraction * count) <= 2
 
 
 @pytest.mark.parametrize(
