@@ -28,7 +28,7 @@ SHORT = (
 )
 """What stands in place of 60 s for a request, and of 15 s between heartbeats, of which
 Flower takes no shorter one."""
-PATIENCE_S = 240.0
+PATIENCE_S = 480.0
 
 
 def until(

@@ -39,7 +39,7 @@ def row(
             marks.append(pytest.mark.exam)
         if "seed" in test.__code__.co_varnames[: test.__code__.co_argcount]:
             marks.append(pytest.mark.parametrize("seed", SEEDS))
-        for one in (*marks, pytest.mark.timeout(900)):
+        for one in (*marks, pytest.mark.timeout(1800)):
             test = one(test)
         return test
 
