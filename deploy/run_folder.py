@@ -67,7 +67,8 @@ def held(out: Path, plan: Plan, *, resume: bool) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"run in {out.name!r} could not go on ({error.strerror}), expected files "
-            "that can be read and written; check room and rights, then resume it"
+            "that can be read and written; check room and rights, then go on with it "
+            "(--resume, or `fedct server resume`)"
         ) from error
 
 
