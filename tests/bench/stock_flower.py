@@ -10,10 +10,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -145,8 +146,14 @@ def stock(root: Path, nodes: int = 4) -> Iterator[Stock]:
             ]
             log = root / f"supernode-{number}.log"
             stack.enter_context(program(node, log, env=env))
-        until(lambda: all(on for _, on in line.nodes().values()), 180.0)
+        until(lambda: _all_online(line), 600.0)
         yield Stock(root, env)
+
+
+def _all_online(line: SuperLinkLine) -> bool:
+    with suppress(httpx.HTTPError):  # a SuperLink that is busy
+        return all(on for _, on in line.nodes().values())
+    return False
 
 
 def _node_key(path: Path, line: SuperLinkLine) -> Path:
