@@ -7,7 +7,7 @@ import pydicom
 
 from client.order_log import read_orders
 from common.errors import ContributionError, OutOfMemoryError
-from tests.faults.federation import Federation, Run
+from tests.faults.federation import Run
 from tests.faults.hosts import Site, until
 from tests.faults.invariants import check_invariants
 from tests.faults.rows import row
@@ -23,12 +23,15 @@ LARGE = {
 _SLACK_BYTES = 48 << 20
 
 
-@row(
+ROW_29 = (
     29,
     "out of memory at a site: its process may take 48 MiB more (RLIMIT_AS); the kernel "
     "kills its service (SIGKILL) each time that it trains",
     "restart with a smaller batch, or a refusal",
 )
+
+
+@row(*ROW_29)
 def test_a_site_is_out_of_memory(fed, seen):
     undisturbed(fed)  # all that is imported late is there
     north = fed.site("north")
@@ -56,10 +59,11 @@ def test_a_site_is_out_of_memory(fed, seen):
     assert "ran out of memory with batches of 512 patches" in run.reason("north", 1)
     assert _codes(north, run, 1) == [OutOfMemoryError.exit_code]
     seen(f"refused: “{run.reason('north', 1)}”; the same process did the next round")
-    seen(_killed(fed, north))
 
 
-def _killed(fed: Federation, north: Site) -> str:
+@row(*ROW_29)
+def test_a_site_is_killed_for_its_memory(fed, seen):
+    north = fed.site("north")
     before = joined(north)
     north.at("training", "die", round=2)
     run = fed.run(rejoin_s=120.0, deadline_s=300.0)
@@ -68,7 +72,7 @@ def _killed(fed: Federation, north: Site) -> str:
     assert run.accepted() == [ALL, WITHOUT_NORTH, ALL]
     assert "died 3 times in the middle of this order" in run.reason("north", 2)
     assert joined(north) == before + 3
-    return (
+    seen(
         f"killed 3 times, then refused after {run.journal()[1].record.seconds:.0f} s: "
         f"“{run.reason('north', 2)}”"
     )
