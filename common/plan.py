@@ -18,6 +18,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.plan_federation import Federation, federation_disagreements
 from common.plan_section import (
     Count,
     Finite,
@@ -153,41 +154,6 @@ class Training(Section):
         return self
 
 
-class Federation(Section):
-    """`[federation]`: rounds, who counts how much, and when a round is void."""
-
-    rounds: Count
-    """Rounds at the most."""
-    algorithm: Literal[
-        "fedavg", "fedprox", "fedavgm", "fedadam", "fedbn", "scaffold"
-    ] = "fedavg"
-    """FedAvg (McMahan 2017), FedProx (Li 2020), server momentum (Hsu 2019), server Adam
-    (Reddi 2021), FedBN (Li 2021), SCAFFOLD (Karimireddy 2020)."""
-    weights: Literal["cases", "uniform"] = "cases"
-    """A site counts by its training cases, or all sites count the same."""
-    weight_cap: Positive | None = None
-    """Most cases a site may count for."""
-    min_sites: Count = 2
-    """Quorum: fewest accepted replies; below it the round is void."""
-    deadline_s: Positive = 3600.0
-    """A reply later than this is left out."""
-    join_s: NotNegative = 60.0
-    """How long a run waits for its other sites once the quorum is there."""
-    rejoin_s: NotNegative = 120.0
-    """How long a site that was lost is waited for; if it is back by then, it is asked
-    again and the round loses nothing."""
-    max_void_rounds: Count = 3
-    """The run stops after so many void rounds in a row."""
-    early_stop_rounds: Count | None = None
-    """Stop when the monitored metric did not improve in so many evaluated rounds."""
-    proximal_mu: NotNegative = 0.01
-    """FedProx: weight of the pull towards the global model."""
-    server_learning_rate: Positive = 1.0
-    """Step of the server along the mean update (fedadam: try 0.01)."""
-    server_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """fedavgm: momentum. fedadam: beta 1."""
-
-
 class Evaluation(Section):
     """`[evaluation]`: how the global model is judged, at every site."""
 
@@ -291,6 +257,7 @@ def _disagreements(plan: Plan) -> list[str]:
         said.append(
             f"training.loss {training.loss!r} does not fit task.kind {plan.task.kind!r}"
         )
+    said += federation_disagreements(federation)
     plain_sgd = training.optimizer == "sgd" and training.momentum == 0.0
     if federation.algorithm == "scaffold" and not plain_sgd:
         said.append(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from common.errors import ContributionError
-from common.plan import Federation
+from common.plan_federation import Federation
 
 _CHUNK = 1 << 20
 _BETA2 = np.float32(0.99)

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from common import plan, plan_task, sources
+from common import plan, plan_federation, plan_task, sources
 from common.plan import Plan
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
@@ -23,7 +23,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[preprocessing]`": plan.Preprocessing,
     "`[training]`": plan.Training,
     "`[training.augmentation]`": plan.Augmentation,
-    "`[federation]`": plan.Federation,
+    "`[federation]`": plan_federation.Federation,
     "`[evaluation]`": plan.Evaluation,
     "`[data]`": plan.Data,
     "`[simulation]`": sources.Simulation,
