@@ -19,6 +19,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from common.plan_federation import Federation, federation_disagreements
+from common.plan_privacy import Privacy, privacy_disagreements
 from common.plan_section import (
     Count,
     Finite,
@@ -205,6 +206,7 @@ class Plan(Section):
     federation: Federation
     evaluation: Evaluation = Evaluation()
     data: Data = Data()
+    privacy: Privacy = Privacy()
     simulation: Simulation | None = None
 
     @model_validator(mode="after")
@@ -258,6 +260,7 @@ def _disagreements(plan: Plan) -> list[str]:
             f"training.loss {training.loss!r} does not fit task.kind {plan.task.kind!r}"
         )
     said += federation_disagreements(federation)
+    said += privacy_disagreements(plan.privacy, federation)
     plain_sgd = training.optimizer == "sgd" and training.momentum == 0.0
     if federation.algorithm == "scaffold" and not plain_sgd:
         said.append(

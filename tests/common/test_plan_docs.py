@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from common import plan, plan_federation, plan_task, sources
+from common import plan, plan_federation, plan_privacy, plan_task, sources
 from common.plan import Plan
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
@@ -26,6 +26,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[federation]`": plan_federation.Federation,
     "`[evaluation]`": plan.Evaluation,
     "`[data]`": plan.Data,
+    "`[privacy]`": plan_privacy.Privacy,
     "`[simulation]`": sources.Simulation,
     "`[[simulation.sites]]`: one hospital": sources.SimulatedSite,
 }

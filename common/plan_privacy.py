@@ -1,0 +1,70 @@
+"""`[privacy]` of the plan: what the federation promises about each hospital's part.
+
+A hospital's own policy may ask for more than the plan does, never for less.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.plan_federation import Federation
+from common.plan_section import Positive, Section
+
+AUTO_SITES = 3
+"""Fewest sites for which "auto" is on."""
+_RANGE = {32: 16.0, 16: 0.25}
+"""Mask bits to the range where the plan names none: 16 bits have to be used with care,
+at 32 even running statistics of a batch norm fit in."""
+
+
+class Privacy(Section):
+    """`[privacy]`: how much of one hospital's work others get to see."""
+
+    secure_aggregation: Literal["on", "auto", "off"] = "off"
+    """On: the server learns the sites' sum only. Auto: on wherever three or more sites
+    train by a plan whose algorithm and aggregation need no more than a sum."""
+    min_cohort: int = Field(default=3, ge=2)
+    """Fewest sites whose sum may be opened."""
+    colluders: int = Field(default=0, ge=0)
+    """Sites that may side with the server without the others' masks falling: raises the
+    threshold of shares to more than (sites + colluders) / 2."""
+    mask_bits: Literal[32, 16] = 32
+    """Width of a masked number. 16 halves the bytes; what rounding loses stays at the
+    site and is added to its next update."""
+    mask_range: Positive | None = None
+    """Largest change of one parameter in a round; a site cuts off what lies beyond.
+    Unset: 16 for 32 bits, 0.25 for 16."""
+
+    @property
+    def cut_at(self) -> float:
+        """`mask_range`, or what stands for it."""
+        return self.mask_range or _RANGE[self.mask_bits]
+
+
+def is_masked(privacy: Privacy, federation: Federation, sites: int) -> bool:
+    """Whether this number of sites trains under masks."""
+    if privacy.secure_aggregation == "auto":
+        return sites >= AUTO_SITES and not _needs_each_update(federation)
+    return privacy.secure_aggregation == "on"
+
+
+def privacy_disagreements(privacy: Privacy, federation: Federation) -> list[str]:
+    """What `[privacy]` does not allow elsewhere in the plan."""
+    why = _needs_each_update(federation)
+    if privacy.secure_aggregation == "on" and why:
+        return [
+            f"privacy.secure_aggregation 'on' does not fit {why}; choose one of the two"
+        ]
+    return []
+
+
+def _needs_each_update(federation: Federation) -> str | None:
+    """What in the plan needs more than the sum of the updates."""
+    if federation.algorithm == "scaffold":
+        return "federation.algorithm 'scaffold', which sends a second vector"
+    if federation.aggregation != "mean":
+        return (
+            f"federation.aggregation {federation.aggregation!r}, which looks at each "
+            "update by itself"
+        )
+    return None
