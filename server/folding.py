@@ -9,10 +9,11 @@ from jaxtyping import Float32
 
 from common.errors import ContributionError
 from common.exchange import Roster, TrainOrder, Update
-from server.aggregate import WeightedMean
+from server.aggregate import Aggregate, norm_of
 from server.asking import Reply, ask
 from server.federation import Arm, Federation
 from server.record import SiteRound
+from server.robust import open_aggregate
 from server.server_step import ServerState
 
 log = logging.getLogger("fedct.run")
@@ -22,8 +23,9 @@ log = logging.getLogger("fedct.run")
 class Folded:
     """What the replies of a round add up to."""
 
-    mean: WeightedMean
-    """The mean so far; reading it may find the round below quorum."""
+    mean: Aggregate
+    """The mean so far, or what the plan has in its place; reading it may find the round
+    below quorum."""
     rows: tuple[SiteRound, ...]
     """One row per site that was asked."""
     control: Float32[np.ndarray, " P"] | None
@@ -37,7 +39,7 @@ def fold_round(
     digest: str,
     number: int,
     since: Mapping[str, int],
-    usual_norm: float | None = None,
+    last_norm: float | None = None,
 ) -> Folded:
     """Send the orders of a round and fold what comes back.
 
@@ -48,7 +50,8 @@ def fold_round(
         digest: `digest_of` its model, which the last round's record holds.
         number: The round.
         since: Site to its last round that counted, where its memory goes on from.
-        usual_norm: Of an update; one far larger is refused. Unset: not known.
+        last_norm: Median norm of the updates of the last round that counted; one far
+            larger is refused. Unset: there is none, they are held against the model.
     """
     federation.let_in()
     orders = {
@@ -63,8 +66,13 @@ def fold_round(
         )
         for site in arm.train
     }
-    mean = WeightedMean(
-        state.model.size, min_sites=arm.min_sites, usual_norm=usual_norm
+    mean = open_aggregate(
+        arm.plan.federation,
+        state.model.size,
+        min_sites=arm.min_sites,
+        folder=arm.folder,
+        usual_norm=last_norm or norm_of(state.model),
+        last_norm=last_norm,
     )
     control = None if state.control is None else np.zeros_like(state.control)
     rows = []
@@ -86,7 +94,7 @@ def fold_round(
 
 def _fold(
     reply: Reply[Update],
-    mean: WeightedMean,
+    mean: Aggregate,
     control: Float32[np.ndarray, " P"] | None,
     arm: Arm,
     number: int,
@@ -158,7 +166,7 @@ def _check_control(update: Update, control: Float32[np.ndarray, " P"] | None) ->
         )
 
 
-def _with_shares(rows: list[SiteRound], mean: WeightedMean) -> tuple[SiteRound, ...]:
+def _with_shares(rows: list[SiteRound], mean: Aggregate) -> tuple[SiteRound, ...]:
     shares = mean.weights
     return tuple(
         row.model_copy(update={"weight": shares.get(row.site, 0.0)}) for row in rows

@@ -22,7 +22,6 @@ from common.parameters import Layout, digest_of, to_vector
 from common.plan import Plan
 from common.sources import PUBLIC
 from common.task import Sums, add_sums
-from server.aggregate import norm_of
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.federation import Arm, Federation, first_model, judge
 from server.folding import fold_round
@@ -98,8 +97,8 @@ def _train(
     number = len(done) + 1
     digest = done[-1].record.model_digest if done else digest_of(state.model)
     since = _last_counted(done, arm)
-    usual = _usual_norm(done, state)
-    folded = fold_round(federation, arm, state, digest, number, since, usual)
+    last_norm = _last_norm(done)
+    folded = fold_round(federation, arm, state, digest, number, since, last_norm)
     checkpoints = arm.folder / "checkpoints"
     try:
         after = server_step(
@@ -239,13 +238,13 @@ def _latest(done: Sequence[Entry], checkpoints: Path) -> ServerState | None:
     return read_checkpoint(checkpoints, done[-1].checkpoint, done[-1].sha256)
 
 
-def _usual_norm(done: Sequence[Entry], state: ServerState) -> float:
-    """The median norm of what last counted; before the first round, the model's own."""
+def _last_norm(done: Sequence[Entry]) -> float | None:
+    """The median norm of the updates that last counted."""
     for entry in reversed(done):
         norms = [row.update_norm for row in entry.record.sites if row.update_norm]
         if norms and entry.record.outcome == "closed":
             return float(np.median(norms))
-    return norm_of(state.model)
+    return None
 
 
 def _last_counted(done: Sequence[Entry], arm: Arm) -> Mapping[str, int]:
