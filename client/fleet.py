@@ -196,7 +196,7 @@ class Fleet:
                     run_id,
                 ),
                 return_type=Message,
-                initial_backoff=0.05,
+                initial_backoff=0.2,
                 backoff_cap=0.5,
                 max_tries_per_object=None,
                 max_time=_PATIENCE_S,
