@@ -33,15 +33,19 @@ from client.rules import permitted, record
 from client.service import SiteService
 from client.site import LOG_FILE, SIGN_KEY
 from common.canonical import digest_of_answer
-from common.errors import EngineError, FedctError, OutOfMemoryError, StoreError
+from common.errors import (
+    ERROR_BASE,
+    EngineError,
+    FedctError,
+    OutOfMemoryError,
+    StoreError,
+)
 from common.exchange import Answer, Hello, JudgeOrder, Order, Roster, TrainOrder
 from common.keys import read_signing_key
 from common.plan import Plan
 from common.signing import asked_of, public_text, seal
 from common.wire import from_record, payload_bytes, to_record
 
-ERROR_BASE = 1000
-"""Flower keeps codes below for itself; ours are this plus the exit code."""
 SITES_VARIABLE = "FEDCT_SITES"
 SITE_FOLDER_KEY = "site-folder"
 

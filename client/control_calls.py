@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import grpc
 from pydantic import ValidationError
 
-import common.errors
 from client.control_wire import (
     EXIT_CODE_KEY,
     PROTOCOL,
@@ -30,7 +29,7 @@ from client.desk import PauseNote
 from client.desk_control import PauseDone, PlanView, Status
 from common import control_pb2 as pb
 from common.control_pb2_grpc import ControlStub
-from common.errors import ControlError, FedctError
+from common.errors import ControlError, error_from
 
 TIMEOUT_S = 10.0
 """For one question; a decision waits for one sync of the disk."""
@@ -130,8 +129,7 @@ def _raise(error: Any) -> NoReturn:
     trailing = dict(error.trailing_metadata() or ())
     code, said = error.code(), str(error.details())
     if code is grpc.StatusCode.FAILED_PRECONDITION and EXIT_CODE_KEY in trailing:
-        kinds = {kind.exit_code: kind for kind in _kinds()}
-        raise kinds.get(int(trailing[EXIT_CODE_KEY]), ControlError)(said) from error
+        raise error_from(int(trailing[EXIT_CODE_KEY]), said, ControlError) from error
     if code is grpc.StatusCode.UNIMPLEMENTED:
         raise _skew() from error
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -143,11 +141,6 @@ def _raise(error: Any) -> NoReturn:
         f"the site's service could not answer ({code.name}: {said[:200]}), expected a "
         "reply; look at its log"
     ) from error
-
-
-def _kinds() -> list[type[FedctError]]:
-    found = vars(common.errors).values()
-    return [k for k in found if isinstance(k, type) and issubclass(k, FedctError)]
 
 
 def _skew() -> ControlError:

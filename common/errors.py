@@ -32,12 +32,26 @@ no error but a verdict (`client.intake.verdict`).
 import errno
 from pathlib import Path
 
+ERROR_BASE = 1000
+"""An error travels between hub and site as this plus its exit code: Flower keeps the
+numbers below for itself."""
+
 
 class FedctError(Exception):
     """Base of all deliberate failures; never raised itself."""
 
     exit_code = 1
     """What the shell sees; unique to each subclass."""
+
+    def __init__(self, sentence: str = "", *, code: str | None = None) -> None:
+        """Say what went wrong.
+
+        Args:
+            sentence: As all errors say it.
+            code: One word for machines, where a caller tells errors of a kind apart.
+        """
+        super().__init__(sentence)
+        self.code = code
 
 
 class UsageError(FedctError):
@@ -116,16 +130,6 @@ class ContributionError(FedctError):
 
     exit_code = 40
 
-    def __init__(self, sentence: str, *, code: str | None = None) -> None:
-        """Say what was refused.
-
-        Args:
-            sentence: As all errors say it.
-            code: One word for machines, where a caller tells refusals apart.
-        """
-        super().__init__(sentence)
-        self.code = code
-
 
 class QuorumError(FedctError):
     """Too few accepted replies: no mean may be formed."""
@@ -191,3 +195,22 @@ class StoppedError(FedctError):
     """The user stopped the run; `--resume` continues it."""
 
     exit_code = 130
+
+
+def error_from(
+    exit_code: int, sentence: str, otherwise: type[FedctError]
+) -> FedctError:
+    """The error that another process of ours had, made anew from its number.
+
+    Args:
+        exit_code: As it was said; need not be one of ours.
+        sentence: What the error says.
+        otherwise: The kind for a number that no error has.
+    """
+    ours = [kind for kind in globals().values() if _is_error(kind)]
+    kinds = {kind.exit_code: kind for kind in ours if kind is not FedctError}
+    return kinds.get(exit_code, otherwise)(sentence)
+
+
+def _is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, FedctError)

@@ -17,12 +17,16 @@ from pathlib import Path
 import torch
 from flwr.app import Message, RecordDict
 
-import common.errors
-from client.app import ERROR_BASE
 from client.install import read_membership
 from client.private_files import make_private_folder, write_private
 from client.site import SIGN_KEY
-from common.errors import EngineError, FedctError, JoinError
+from common.errors import (
+    ERROR_BASE,
+    EngineError,
+    FedctError,
+    JoinError,
+    error_from,
+)
 from common.keys import read_signing_key
 from common.parcel import (
     AnswerParcel,
@@ -116,10 +120,9 @@ def _work(folder: Path, order: OrderParcel) -> RecordDict | Failure:
 
 def _error(failure: Failure) -> FedctError:
     """What the site's app said, as the error it was there."""
-    kinds = [k for k in vars(common.errors).values() if isinstance(k, type)]
-    ours = [k for k in kinds if issubclass(k, FedctError) and k is not FedctError]
-    kind = {k.exit_code: k for k in ours}.get(failure.code - ERROR_BASE, EngineError)
-    return kind(
+    return error_from(
+        failure.code - ERROR_BASE,
         f"{failure.reason} (no answer was written: mend this and give the order again, "
-        "or tell the hub with --decline)"
+        "or tell the hub with --decline)",
+        EngineError,
     )

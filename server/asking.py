@@ -36,7 +36,7 @@ log = logging.getLogger("fedct.run")
 
 A = TypeVar("A", bound=Answer)
 
-_QUICKEST_S, _SLOWEST_S = 0.05, 1.0
+_QUICKEST_S, _SLOWEST_S = 0.1, 1.0
 _PATIENCE = 0.02
 """The pause between two looks is this share of the time that was waited, within the
 limits above: the SuperLink has one core for all, and each look takes some of it."""
@@ -46,6 +46,10 @@ taken in order, and who stands behind a late site must not be late too."""
 _LONGEST_REASON = 500
 """Characters of a sentence for the record; more than any of ours has."""
 _LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+"""Said by a grid alone; what a site says under these numbers gets another there."""
+_AGAIN_S, _LONGEST_AGAIN_S = 1.0, 60.0
+"""The pause before an order whose answer was lost goes out to the same process again:
+it is a whole model each time. Doubled from loss to loss."""
 _TYPE_OF = {
     Hello: MessageType.QUERY,
     TrainOrder: MessageType.TRAIN,
@@ -155,19 +159,23 @@ def _wait(
 ) -> Message | Literal["late", "lost"]:
     """The reply to any of the messages that carried this order to this node."""
     began = time.monotonic()
+    pause_s, not_before = _AGAIN_S, began
     while True:
         for reply in line.grid.pull_messages(ids) if ids else ():
             if not _is_lost(reply):
                 return reply
             lost = reply.metadata.reply_to_message_id
             ids = [message_id for message_id in ids if message_id != lost]
+            not_before = time.monotonic() + pause_s
+            pause_s = min(2 * pause_s, _LONGEST_AGAIN_S)
         left_s = until - time.monotonic()
         if left_s <= 0:
             return "late"
         now = line.presence.arrival(node)
         if now is None and line.presence.is_given_up(node):
             return "lost"
-        if now is not None and (now != came or not ids):
+        due = not ids and time.monotonic() >= not_before
+        if now is not None and (now != came or due):
             message = question(order, node, left_s)
             ids = [*ids, *filter(None, line.grid.push_messages([message]))]
             came = now
@@ -176,7 +184,7 @@ def _wait(
 
 
 def _is_lost(reply: Message) -> bool:
-    """Whether the SuperLink itself says that no answer will come."""
+    """Whether the grid says that no answer will come."""
     return reply.has_error() and reply.error.code in _LOST
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from flwr.app import Error, Message, RecordDict
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
@@ -33,7 +33,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from common.errors import EngineError, StoppedError
+from common.errors import ERROR_BASE, EngineError, StoppedError
 from common.pieces import MalformedError, Pieces, send
 from common.wire import payload_bytes
 
@@ -209,6 +209,9 @@ class HubGrid(Grid):
             return None
         del self._coming[asked]
         self._confirm(whole)
+        if reply.has_error() and _is_forged(coming.head, reply.error):
+            why = f"site answered with Flower's own error {reply.error.code}"
+            return _in_place(coming.head, ErrorCode.UNKNOWN, why)
         reply.metadata.__dict__["_message_id"] = whole
         return reply
 
@@ -239,6 +242,12 @@ class HubGrid(Grid):
     def _leave_if_stopped(self) -> None:
         if self._stopped():
             raise StoppedError("run was stopped; it goes on with `fedct server resume`")
+
+
+def _is_forged(head: Message, error: Error) -> bool:
+    """Whether a site says what is the SuperLink's to say, which checks the sender."""
+    own = head.metadata.src_node_id == SUPERLINK_NODE_ID
+    return error.code < ERROR_BASE and not own
 
 
 def _in_place(head: Message, code: int, why: str) -> Message:

@@ -18,7 +18,7 @@ from typing import Any
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import ContributionError
+from common.errors import ERROR_BASE, ContributionError
 from common.exchange import Order
 from common.parcel import Failure, OrderParcel, read_answer, write_order
 from server.hub import order_key
@@ -203,9 +203,11 @@ class ParcelGrid(Grid):
         try:
             answer = read_answer(path, waiting, self._post.keys, key).content
         except ContributionError as error:  # the site's key is another one by now
-            return Message(Error(error.exit_code, str(error)), reply_to=asked)
-        if isinstance(answer, Failure):
-            return Message(Error(answer.code, answer.reason), reply_to=asked)
+            code = ERROR_BASE + error.exit_code
+            return Message(Error(code, str(error)), reply_to=asked)
+        if isinstance(answer, Failure):  # Flower's own numbers are not a site's to say
+            code = max(answer.code, ERROR_BASE)
+            return Message(Error(code, answer.reason), reply_to=asked)
         return Message(answer, reply_to=asked)
 
     def _look(self) -> None:

@@ -8,10 +8,11 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import client.app
-from client.app import ERROR_BASE, SITE_FOLDER_KEY, SITES_VARIABLE, app
+from client.app import SITE_FOLDER_KEY, SITES_VARIABLE, app
 from client.service import SiteService
 from client.site import SIGN_KEY
 from common.errors import (
+    ERROR_BASE,
     ContributionError,
     IntakeError,
     JoinError,
