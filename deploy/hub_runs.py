@@ -7,6 +7,7 @@ network fits the patch is for the runner to say, which has all of it loaded.
 
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from deploy.run_state import (
 )
 from server.run_files import PLAN_FILE
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,46}")
-"""With 16 digits of the plan before it, it makes a run's id (`exchange.RUN_ID`)."""
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,37}")
+"""With 16 digits of the plan before it and 8 random ones behind, it makes a run's id
+(`exchange.RUN_ID`)."""
 
 
 def submit(
@@ -56,7 +58,7 @@ def submit(
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"run got the name {name!r}, expected lowercase letters, digits, dots and "
-            "hyphens, at most 47; choose another --name"
+            "hyphens, at most 38; choose another --name"
         )
     plan = load_plan(plan_path)
     if len(sites) < plan.federation.min_sites:
@@ -75,6 +77,7 @@ def submit(
     request = RunRequest(
         sites=tuple(sorted(sites)),
         asked=now(),
+        salt=secrets.token_hex(4),
         parcels=tuple(sorted(parcels)),
         parcel_s=parcel_s,
     )

@@ -18,9 +18,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.errors import RunError
+from common.errors import PlanError, RunError
 from common.plan_file import load_plan
 from server.parcel_book import open_orders, order_path
 from server.run_files import ARM_RECORD_FILE, JOURNAL_FILE, PLAN_FILE, STARTED_FILE
@@ -45,6 +45,9 @@ class RunRequest(BaseModel):
     """Who is to take part, sorted: the order in which updates are folded."""
     asked: str
     """When, ISO 8601, UTC."""
+    salt: str
+    """8 hexadecimal digits, random: part of the run's id, so that a run of an old name
+    in a new folder is another run to its sites."""
     parcels: tuple[str, ...] = ()
     """Those of them that are reached by files alone."""
     parcel_s: float = 0.0
@@ -91,17 +94,25 @@ class RunState(BaseModel):
 
 def next_run(runs: Path) -> Path | None:
     """The folder of the run that was asked for first and is not ended or stopped."""
-    waiting = [
-        (read_request(f).asked, f)
-        for f in _folders(runs)
-        if _state(f) in ("queued", "running")
-    ]
+    folders = _folders(runs)
+    waiting = [(_asked(f), f) for f in folders if _state(f) in ("queued", "running")]
     return min(waiting)[1] if waiting else None
 
 
 def read_request(folder: Path) -> RunRequest:
-    """Who was asked for, and when."""
-    return RunRequest.model_validate_json((folder / REQUEST_FILE).read_bytes())
+    """Who was asked for, and when.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    try:
+        return RunRequest.model_validate_json((folder / REQUEST_FILE).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"run {folder.name!r} has a {REQUEST_FILE} that can't be read "
+            f"({type(error).__name__}), expected what `fedct server run` wrote; put it "
+            "back from a backup, or ask for the run anew under another name"
+        ) from error
 
 
 def list_runs(runs: Path) -> list[RunState]:
@@ -120,9 +131,22 @@ def read_run(folder: Path) -> RunState:
             f"hub has no run {folder.name!r}, expected one that `fedct server run` "
             "asked for; see `fedct server status`"
         )
-    request = read_request(folder)
-    state = _state(folder)
     failed, rounds_done = folder / FAILED_FILE, _rounds_done(folder)
+    try:
+        request = read_request(folder)
+        rounds = load_plan(folder / PLAN_FILE).federation.rounds
+    except (RunError, PlanError) as error:  # one damaged run hides no other
+        return RunState(
+            name=folder.name,
+            state="failed",
+            rounds_done=rounds_done,
+            rounds=0,
+            sites=(),
+            why=str(error),
+            parcels=[],
+            waiting={},
+        )
+    state = _state(folder)
     parcels = _open_parcels(folder) if state in ("running", "stopped") else []
     waiting = _waiting(folder) if state == "running" and not rounds_done else {}
     by_file = {order.site for order in parcels}
@@ -130,7 +154,7 @@ def read_run(folder: Path) -> RunState:
         name=folder.name,
         state=state,
         rounds_done=rounds_done,
-        rounds=load_plan(folder / PLAN_FILE).federation.rounds,
+        rounds=rounds,
         sites=request.sites,
         why=json.loads(failed.read_text())["why"] if state == "failed" else "",
         parcels=parcels,
@@ -158,6 +182,14 @@ def parcel_line(order: OpenParcel) -> str:
 
 def _folders(runs: Path) -> list[Path]:
     return sorted(path.parent for path in runs.glob(f"*/{REQUEST_FILE}"))
+
+
+def _asked(folder: Path) -> str:
+    """When a run was asked for; one that can't say comes first, and fails."""
+    try:
+        return read_request(folder).asked
+    except RunError:
+        return ""
 
 
 def _state(folder: Path) -> State:

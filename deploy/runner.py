@@ -9,7 +9,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -148,7 +148,7 @@ def execute(
         with torch_threads(start.threads):
             if finished_record(folder) is None:
                 check_fits(plan)
-                write_arms(folder, [federated_arm(folder, plan, sites)])
+                write_arms(folder, [federated_arm(folder, plan, request)])
                 members.compare()
                 with line.channel() as channel:
                     live = HubGrid(channel, lambda: members.of(sites), stopped)
@@ -160,12 +160,11 @@ def execute(
     log.info("run %s finished", folder.name)
 
 
-def federated_arm(folder: Path, plan: Plan, sites: Sequence[str]) -> Arm:
+def federated_arm(folder: Path, plan: Plan, request: RunRequest) -> Arm:
     """The one arm of a real federation: baselines would need everybody's data."""
-    names = tuple(sorted(sites))
-    return Arm(
-        ARM, plan, names, names, names, folder, f"{plan.digest[:16]}-{folder.name}"
-    )
+    names = tuple(sorted(request.sites))
+    run = f"{plan.digest[:16]}-{folder.name}-{request.salt}"
+    return Arm(ARM, plan, names, names, names, folder, run)
 
 
 def _with_parcels(

@@ -1,8 +1,12 @@
 """Rows 23 to 25: a disk that is full, read-only, or has changed what it holds."""
 
+import sqlite3
+from contextlib import closing
+
 from deploy.hub_runs import resume_run
-from deploy.run_state import RUNS
+from deploy.run_state import REQUEST_FILE, RUNS
 from server.checkpoint import read_checkpoint
+from server.run_files import JOURNAL_FILE
 from tests.faults.hosts import until
 from tests.faults.invariants import check_invariants
 from tests.faults.rows import row
@@ -136,3 +140,20 @@ def test_a_checkpoint_is_corrupt_or_can_t_be_written(fed, seen):
     check_invariants(run)
     assert run.sha256 == peace
     seen(f"read-only: “{why}”, and resumed to the same model")
+
+
+def test_a_damaged_run_holds_up_no_other(fed):
+    peace = undisturbed(fed)
+    fed.hub.at("committed", "hold", round=1)
+    torn, lost, sound = fed.run(), fed.run(), fed.run()
+    fed.hub.reached("committed", round=1)
+    fed.hub.kill_runner()
+    with closing(sqlite3.connect(torn.folder / JOURNAL_FILE)) as journal, journal:
+        journal.execute("UPDATE round SET record = '{}'")
+    (lost.folder / REQUEST_FILE).write_bytes(b"\0")
+    fed.hub.go_on()
+    until(lambda: torn.state.state == lost.state.state == "failed", what="two to fail")
+    assert "unforeseen error (ValidationError)" in torn.state.why
+    assert "request.json that can't be read" in lost.state.why
+    sound.finished()
+    assert sound.sha256 == peace
