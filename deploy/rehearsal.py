@@ -30,7 +30,7 @@ from deploy.phantom.scanner import HOSPITALS
 from deploy.run_state import RUNS, read_run
 from deploy.supervisor import read_processes
 from server.hub import CA_CERTIFICATE
-from server.run_files import BEST_FILE
+from server.run_files import FINAL_FILE
 
 SITES = ("east", "north", "south")
 PATIENTS = 5
@@ -214,7 +214,7 @@ def _until(hub: Path, name: str, done: Callable[..., bool], say: Say) -> None:
 
 
 def _digest(run: Path) -> str:
-    return hashlib.sha256((run / BEST_FILE).read_bytes()).hexdigest()
+    return hashlib.sha256((run / FINAL_FILE).read_bytes()).hexdigest()
 
 
 def _fedct(say: Say, *words: object) -> None:

@@ -27,7 +27,7 @@ from deploy.run_state import now
 from server.record import ArmRecord
 from server.run_files import (
     ARM_RECORD_FILE,
-    BEST_FILE,
+    FINAL_FILE,
     LOCK_FILE,
     PLAN_FILE,
     STARTED_FILE,
@@ -149,7 +149,7 @@ def read_arm_record(folder: Path) -> ArmRecord:
 
 def final_model(folder: Path) -> Float32[np.ndarray, " P"]:
     """Parameters of an arm's final round, the best or the last by its plan."""
-    return read_vectors(folder / BEST_FILE)[0]["model"]
+    return read_vectors(folder / FINAL_FILE)[0]["model"]
 
 
 def _refuse(out: Path, plan: Plan, resume: bool) -> None:

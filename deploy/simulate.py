@@ -5,7 +5,7 @@ and the baselines that were asked for, and writes what is handed out. It can be 
 again on the same folder after any interruption and goes on where it stopped.
 
     run folder   plan.toml  started.json  arms.json  journal.sqlite  checkpoints/
-                 arm.json  best.safetensors  model/  report.json  report.html
+                 arm.json  final.safetensors  model/  report.json  report.html
                  sites/<name>/  baselines/<arm>/  lock
 """
 

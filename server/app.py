@@ -2,7 +2,7 @@
 
 The engine says which by the run's configuration: `run-folder` and `arm`. The folder
 holds `plan.toml` and `arms.json`; what comes out stands in the arm's journal,
-checkpoints, `arm.json` and `best.safetensors`.
+checkpoints, `arm.json` and `final.safetensors`.
 """
 
 import json
@@ -21,7 +21,7 @@ from server.rounds import run_arm
 from server.run_files import (
     ARM_RECORD_FILE,
     ARMS_FILE,
-    BEST_FILE,
+    FINAL_FILE,
     PLAN_FILE,
     ROSTERS_FILE,
 )
@@ -64,7 +64,7 @@ def execute(
     record, model = run_arm(federation, arm)
     rosters = {site: asdict(roster) for site, roster in federation.rosters.items()}
     write_whole(arm.folder / ROSTERS_FILE, json.dumps(rosters, indent=1).encode())
-    write_vectors(arm.folder / BEST_FILE, {"model": model})
+    write_vectors(arm.folder / FINAL_FILE, {"model": model})
     write_whole(arm.folder / ARM_RECORD_FILE, record.model_dump_json(indent=1).encode())
 
 

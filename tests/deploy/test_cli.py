@@ -77,7 +77,7 @@ def harmed(finished, tmp_path):
         shutil.copytree(run, tmp_path / "harmed")
         if half:
             (tmp_path / "harmed" / "arm.json").unlink()
-            (tmp_path / "harmed" / "best.safetensors").unlink()
+            (tmp_path / "harmed" / "final.safetensors").unlink()
         return plan, tmp_path / "harmed"
 
     return copy
@@ -331,19 +331,19 @@ def test_purge_asks_first_and_a_no_changes_nothing(
 
 def test_a_finished_arm_is_made_again_from_its_journal(fedct, harmed):
     plan, run = harmed()
-    before = (run / "best.safetensors").read_bytes()
+    before = (run / "final.safetensors").read_bytes()
     shutil.rmtree(run / "model")
     (run / "arms.json").write_text("{")
     (run / "sites" / "north" / "site.json").write_text("{")
     for harm in (
         lambda: (run / "arm.json").write_text("{"),
-        lambda: (run / "best.safetensors").write_bytes(b"junk"),
-        (run / "best.safetensors").unlink,
+        lambda: (run / "final.safetensors").write_bytes(b"junk"),
+        (run / "final.safetensors").unlink,
         (run / "report.json").unlink,
     ):
         harm()
         assert fedct("simulate", plan, "--out", run, "--resume").code == 0
-        assert (run / "best.safetensors").read_bytes() == before
+        assert (run / "final.safetensors").read_bytes() == before
         assert (run / "model" / "model.json").exists()
 
 

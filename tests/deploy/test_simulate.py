@@ -15,12 +15,12 @@ from common.package import load_package
 from deploy.run_folder import begin
 from deploy.simulate import parse_baselines, simulate
 from server.report import read_record
-from server.run_files import BEST_FILE
+from server.run_files import FINAL_FILE
 from tests.deploy.conftest import CLASSIFICATION, SEGMENTATION
 
 
 def model_bytes(run: Path) -> bytes:
-    return np.ascontiguousarray(load_file(run / BEST_FILE)["model"]).tobytes()
+    return np.ascontiguousarray(load_file(run / FINAL_FILE)["model"]).tobytes()
 
 
 @pytest.fixture(scope="module")

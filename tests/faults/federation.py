@@ -55,7 +55,7 @@ from server.enrol import enroll
 from server.hub import HubFile
 from server.journal import Entry, entries, open_journal
 from server.record import SiteRound
-from server.run_files import BEST_FILE, JOURNAL_FILE
+from server.run_files import FINAL_FILE, JOURNAL_FILE
 from tests.faults.hosts import PATIENCE_S, Hub, Site, until
 from tests.faults.patients import write_patients
 from tests.faults.proxy import Proxy
@@ -114,7 +114,7 @@ class Run:
     @property
     def sha256(self) -> str:
         """Of the model that is handed out."""
-        return hashlib.sha256((self.folder / BEST_FILE).read_bytes()).hexdigest()
+        return hashlib.sha256((self.folder / FINAL_FILE).read_bytes()).hexdigest()
 
     def finished(self, within_s: float = PATIENCE_S) -> None:
         """Wait for its end."""

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file
 from client.order_log import read_orders
 from common.parameters import digest_of
 from common.plan_file import load_plan
-from server.run_files import BEST_FILE, PLAN_FILE
+from server.run_files import FINAL_FILE, PLAN_FILE
 from tests.faults.federation import Federation, Run
 from tests.faults.oracle import Oracle
 from tests.faults.patients import needles
@@ -53,8 +53,8 @@ def check_invariants(run: Run) -> None:
         number = int(path.stem.removeprefix("round-"))
         assert np.isfinite(kept).all(), f"I3: {path.name}"
         assert number == 0 or digest_of(kept) == digest_of(models[number - 1]), "I4"
-    if (run.folder / BEST_FILE).exists():
-        best = load_file(run.folder / BEST_FILE)["model"]
+    if (run.folder / FINAL_FILE).exists():
+        best = load_file(run.folder / FINAL_FILE)["model"]
         assert np.isfinite(best).all(), "I3: the model that is handed out"
         assert digest_of(best) in {e.record.model_digest for e in done}, "I4"
     for site in fed.sites.values():
