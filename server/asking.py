@@ -37,7 +37,7 @@ log = logging.getLogger("fedct.run")
 A = TypeVar("A", bound=Answer)
 
 _QUICKEST_S, _SLOWEST_S = 0.1, 1.0
-_PATIENCE = 0.02
+_PATIENCE = 0.03
 """The pause between two looks is this share of the time that was waited, within the
 limits above: the SuperLink has one core for all, and each look takes some of it."""
 _KEPT_S = 600.0

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from flwr.serverapp import Grid
 
-_LOOK_S = 0.5
+_LOOK_S = 2.0
 """Seconds between two looks at the SuperLink's nodes."""
 
 
@@ -42,7 +42,7 @@ class Presence:
         self._lost: dict[int, float] = {}
 
     def arrivals(self) -> Mapping[int, str]:
-        """Online node to the time at which it came; at most half a second old."""
+        """Online node to the time at which it came; at most two seconds old."""
         now = time.monotonic()
         if now - self._looked >= _LOOK_S:
             if isinstance(self._grid, TellsArrivals):

@@ -128,7 +128,7 @@ def our_rounds(root: Path) -> tuple[list[float], list[float], dict[str, float]]:
         folder = submit(place.hub / RUNS, plan, "trivial", list(sources))
         until(partial(has_rounds, folder, 1), 600.0)
         before = cpu_s(place)
-        until(partial(has_rounds, folder, ROUNDS - 1), 600.0)
+        until(partial(has_rounds, folder, ROUNDS - 1), 600.0, every_s=0.5)
         after = cpu_s(place)
         wait_for_end(folder)
     said = stamps(place.hub, "runner", since)
@@ -219,7 +219,7 @@ def print_lidc(root: Path, data_root: Path, repeats: int) -> None:
         for number in range(repeats):
             since, before = time.time(), sum(cpu_s(place).values())
             folder = submit(place.hub / RUNS, path, f"lidc-{number}", list(sources))
-            until(partial(has_rounds, folder, 5), 3600.0)
+            until(partial(has_rounds, folder, 5), 3600.0, every_s=1.0)
             ours_cpu = sum(cpu_s(place).values()) - before
             wait_for_end(folder)
             said = stamps(place.hub, "runner", since)

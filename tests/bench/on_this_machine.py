@@ -146,14 +146,14 @@ def wait_for_end(folder: Path) -> None:
         assert state.state != "failed", state.why
         return state.state == "finished"
 
-    until(is_over, 7200.0)
+    until(is_over, 7200.0, every_s=0.5)
 
 
-def until(true: Callable[[], object], within_s: float) -> None:
+def until(true: Callable[[], object], within_s: float, every_s: float = 0.1) -> None:
     end = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
+        time.sleep(every_s)
 
 
 def rounds_of(folder: Path) -> list[RoundRecord]:

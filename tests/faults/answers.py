@@ -3,7 +3,8 @@
 import copy
 from typing import Any
 
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 
 def twice(messages: list[Message], order: Any, past: list[Message]) -> list[Message]:
@@ -44,4 +45,14 @@ def flip(messages: list[Message], order: Any, past: list[Message]) -> list[Messa
     data = bytearray(array.data)
     data[len(data) // 2] ^= 1
     vectors["delta"] = Array(array.dtype, array.shape, array.stype, bytes(data))
+    return [answer]
+
+
+def pretend_lost(
+    messages: list[Message], order: Any, past: list[Message]
+) -> list[Message]:
+    """Say what only the SuperLink may: that the answer got lost."""
+    (answer,) = messages
+    answer.__dict__["_error"] = Error(ErrorCode.MESSAGE_UNAVAILABLE, "")
+    answer.__dict__["_content"] = None
     return [answer]

@@ -86,3 +86,12 @@ def test_a_byte_is_altered(fed, seen):
         f"{south.proxy.counters.flipped} bytes altered on the wire broke TLS and were "
         "sent again"
     )
+
+
+def test_a_site_can_t_say_for_the_superlink_that_its_answer_got_lost(fed):
+    fed.site("north").at("message", "tests.faults.answers:pretend_lost", round=2)
+    run = fed.run()
+    run.finished()
+    assert run.accepted() == [ALL, WITHOUT_NORTH, ALL]
+    assert run.outcome("north", 2) == "failed"
+    assert run.reason("north", 2) == "site answered with Flower's own error 3"
