@@ -11,7 +11,7 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test lint types suite debian install install-dev bench faults wheelhouse federation clean
+.PHONY: demo test lint types suite debian install install-dev bench faults attacks wheelhouse federation clean
 
 demo: install
 	$(BIN)/fedct demo --out $(OUT)
@@ -51,6 +51,10 @@ bench: install-dev
 # Every fault on a real federation, and the table of what was seen: docs/faults.md.
 faults: install-dev
 	$(BIN)/python -m tests.faults.run --write docs/faults.md
+
+# Every attack with its control, and the table of what came of it: docs/attacks.md.
+attacks: install-dev
+	$(BIN)/python -m tests.attacks.run --write docs/attacks.md
 
 # For machines without a network and for images: docs/howto/install-without-network.md.
 WHEELHOUSE ?= wheelhouse
