@@ -1,0 +1,128 @@
+"""Updates as fixed-point numbers that add up exactly, and back.
+
+A site's number is q = floor(u + x w limit / (range weight_cap)), x cut to the range, u
+uniform in 0..1: rounding at random, so that its mean is right. Limit times the number
+of sites stays below half of the modulus, so that no sum ever wraps. Behind the update
+stand the weight, byte by byte, and a few ones: their sums say whether the masks of all
+sites fell away.
+
+The rounding comes from a generator that is passed in. It hides nothing (masks do) and
+is seeded like the training, so that a repeated round is the same to the bit.
+
+Not covered here: an honest weight. The hub compares the sum of the weights with what
+the sites said at the roll call.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, UInt16, UInt32
+
+from common.errors import ContributionError, TrainingError
+from common.secagg.terms import Terms
+
+Masked = UInt32[np.ndarray, " L"] | UInt16[np.ndarray, " L"]
+"""Numbers modulo 2^32 or 2^16: the update, then the tail."""
+ONES, LIMBS = 4, 3
+"""The tail: so many ones, then so many bytes of the weight, lowest first."""
+TAIL = ONES + LIMBS
+_CHUNK = 1 << 16
+
+
+def length_of(terms: Terms) -> int:
+    """L, the length of a masked vector."""
+    return terms.size + TAIL
+
+
+def type_of(terms: Terms) -> np.dtype[np.unsignedinteger]:
+    """Little-endian unsigned numbers of the mask's width."""
+    return np.dtype(f"<u{terms.mask_bits // 8}")
+
+
+def encode(
+    terms: Terms,
+    delta: Float32[np.ndarray, " P"],
+    weight: int,
+    rounding: np.random.Generator,
+    carried: Float32[np.ndarray, " P"] | None = None,
+) -> Masked:
+    """A site's update times its weight, as fixed-point numbers; not yet masked.
+
+    Args:
+        terms: Of the round.
+        delta: Local minus global parameters.
+        weight: Training cases, or 1 where all sites count alike; cut to the cap.
+        rounding: One number per parameter is drawn.
+        carried: What earlier rounds did not get across (error feedback, Seide 2014);
+            it is added, and replaced in place by what is left over now.
+
+    Raises:
+        TrainingError: The update is not finite.
+    """
+    weight = max(1, min(weight, terms.weight_cap))
+    scale = terms.limit * weight / (terms.mask_range * terms.weight_cap)
+    numbers = np.empty(length_of(terms), dtype=type_of(terms))
+    for start in range(0, terms.size, _CHUNK):
+        part = slice(start, min(start + _CHUNK, terms.size))
+        wanted = delta[part].astype(np.float64)
+        if carried is not None:
+            wanted += carried[part]
+        if not np.isfinite(wanted).all():
+            raise TrainingError(
+                "site's update is not finite, expected finite numbers; its training "
+                "has diverged, and nothing was masked"
+            )
+        scaled = np.clip(wanted, -terms.mask_range, terms.mask_range)
+        scaled *= scale
+        scaled += rounding.random(scaled.size, dtype=np.float32)
+        np.floor(scaled, out=scaled)
+        numbers[part] = scaled.astype(np.int64).astype(numbers.dtype)
+        if carried is not None:
+            scaled /= scale
+            carried[part] = wanted - scaled
+    numbers[terms.size :] = [1] * ONES + list(weight.to_bytes(LIMBS, "little"))
+    return numbers
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedSum:
+    """What the survivors' numbers add up to."""
+
+    mean: Float32[np.ndarray, " P"]
+    """Weighted mean of the updates."""
+    weight: int
+    """Sum of the weights."""
+
+
+def decode(terms: Terms, total: Masked, survivors: int) -> OpenedSum:
+    """The weighted mean in a sum of unmasked numbers.
+
+    Args:
+        terms: Of the round.
+        total: The sum; used up, as the mean may take its place.
+        survivors: How many sites' numbers are in it.
+
+    Raises:
+        ContributionError: Masks are left in it: `code` is "masks".
+    """
+    tail = [int(number) for number in total[terms.size :]]
+    weight = sum(limb << (8 * place) for place, limb in enumerate(tail[ONES:]))
+    fits = survivors <= weight <= survivors * terms.weight_cap
+    if tail[:ONES] != [survivors] * ONES or not fits:
+        raise ContributionError(
+            f"the sum of {survivors} sites does not open: masks are left in it, "
+            "expected them to cancel; a site masked under another model, or sent "
+            "other numbers than it should",
+            code="masks",
+        )
+    signed = total.dtype.newbyteorder("=").str.replace("u", "i")
+    step = terms.mask_range * terms.weight_cap / terms.limit / weight
+    mean = (
+        total[: terms.size].view(np.float32)
+        if terms.mask_bits == 32
+        else np.empty(terms.size, dtype=np.float32)
+    )
+    for start in range(0, terms.size, _CHUNK):
+        part = slice(start, min(start + _CHUNK, terms.size))
+        mean[part] = total[part].view(signed).astype(np.float64) * step
+    return OpenedSum(mean, weight)

@@ -1,0 +1,149 @@
+"""What the sites of a round agree on before they make keys: its terms.
+
+Every site derives the terms from the plan that it approved and from what the order
+adds, and signs their digest with its round keys. Every later key depends on that
+digest. So a server that tells two sites different terms gets masks that don't cancel.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.canonical import items
+from common.contract import CONTRACT
+from common.errors import ContributionError
+from common.plan_privacy import Privacy
+
+MAX_WEIGHT = 1_000_000
+"""Most training cases that a site may count for (as `server.aggregate.MAX_CASES`)."""
+MAX_MEMBERS = 257
+"""Most sites: sums of bytes, in which weights travel, must fit into 16 bits."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one round; valid only after `check_terms`."""
+
+    run: str
+    """Id of the run."""
+    round: int
+    """From 1."""
+    plan_digest: str
+    """Canonical hash of the plan."""
+    members: tuple[tuple[str, str], ...]
+    """The roster: site and its Ed25519 key (64 hex digits), in order of name."""
+    threshold: int
+    """t: shares that are needed to open anything."""
+    min_cohort: int
+    """Fewest sites whose sum may be opened."""
+    mask_bits: int
+    """Width of a masked number."""
+    mask_range: float
+    """Largest change of one parameter."""
+    weight_cap: int
+    """Largest weight of a site; a larger one is cut to it."""
+    size: int
+    """P, the length of an update."""
+    contract: int = CONTRACT
+    """What both sides speak: stands for the code."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over all of it."""
+        content = {k: v for k, v in vars(self).items() if k != "members"}
+        roster = " ".join(f"{site}={key}" for site, key in self.members)
+        bound = {"purpose": "fedct round terms", **content, "members": roster}
+        return hashlib.sha256(items(bound)).digest()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the members."""
+        return tuple(site for site, _ in self.members)
+
+    @property
+    def limit(self) -> int:
+        """Largest magnitude of a site's number: n limit < 2^(bits - 1)."""
+        return ((1 << (self.mask_bits - 1)) - 1) // len(self.members)
+
+    @property
+    def fewest(self) -> int:
+        """Fewest survivors whose sum may be opened."""
+        return max(self.threshold, self.min_cohort)
+
+
+def terms_of(
+    privacy: Privacy,
+    run: str,
+    number: int,
+    plan_digest: str,
+    members: Mapping[str, str],
+    weight_cap: int,
+    size: int,
+) -> Terms:
+    """The terms that follow from a plan and from what the order adds to it.
+
+    Args:
+        privacy: `[privacy]` of the plan.
+        run: Id of the run.
+        number: The round.
+        plan_digest: Canonical hash of the plan.
+        members: Site to Ed25519 key, 64 hex digits.
+        weight_cap: Largest weight.
+        size: P, the length of an update.
+
+    Raises:
+        ContributionError: There are too few or too many sites, two share a key, or a
+            number is out of bounds; `code` says which check.
+    """
+    terms = Terms(
+        run=run,
+        round=number,
+        plan_digest=plan_digest,
+        members=tuple(sorted(members.items())),
+        threshold=(len(members) + privacy.colluders) // 2 + 1,
+        min_cohort=privacy.min_cohort,
+        mask_bits=privacy.mask_bits,
+        mask_range=privacy.cut_at,
+        weight_cap=weight_cap,
+        size=size,
+    )
+    check_terms(terms)
+    return terms
+
+
+def check_terms(terms: Terms) -> None:
+    """Refuse terms under which a sum could tell one site's part, or wrap around.
+
+    Raises:
+        ContributionError: `code` says which check.
+    """
+    count = len(terms.members)
+    if not terms.fewest <= count <= MAX_MEMBERS:
+        raise ContributionError(
+            f"round has a roster of {count} sites, expected {terms.fewest} to "
+            f"{MAX_MEMBERS} for masks; nothing was masked",
+            code="cohort",
+        )
+    if 2 * terms.threshold <= count:
+        raise ContributionError(
+            f"round opens with {terms.threshold} shares of {count}, expected more than "
+            "half",
+            code="threshold",
+        )
+    if len({key for _, key in terms.members}) != count:
+        raise ContributionError(
+            "two sites of the roster have one key, expected each its own", code="roster"
+        )
+    if not 1 <= terms.weight_cap <= MAX_WEIGHT:
+        raise ContributionError(
+            f"round caps weights at {terms.weight_cap}, expected 1 to {MAX_WEIGHT}",
+            code="weights",
+        )
+    if terms.mask_bits not in (16, 32) or not 0 < count * terms.limit < 1 << (
+        terms.mask_bits - 1
+    ):
+        raise ContributionError(
+            f"sums of {count} sites do not fit into {terms.mask_bits} bits, expected "
+            "room for all of them",
+            code="headroom",
+        )
