@@ -5,10 +5,10 @@ The same object runs in every engine. It finds its site by the node's configurat
 partition) in workers that only know a number. Services stay open for the life of the
 process, so a site is loaded once.
 
-A deliberate failure travels as its number and sentence, which hold no patient data by
-the rule of `common.errors`. Anything else, a traceback with whatever values stand in
-it, stays in the site's own log; only its kind travels. Every answer is sealed with the
-site's key (`common.signing`).
+Every answer passes the hospital's rules and the gate (`client.rules`), is written into
+the audit log and then sealed with the site's key (`common.signing`). A failure travels
+as a number (`common.error_numbers`): its sentence, or the traceback of one that nobody
+foresaw with whatever values stand in it, stays in the site's own log.
 """
 
 import datetime
@@ -29,22 +29,17 @@ from flwr.clientapp import ClientApp
 
 from client.open_site import open_site
 from client.private_files import FILE_MODE
-from client.rules import permitted, record
+from client.rules import let_out, note_left, permitted
 from client.service import SiteService
 from client.site import LOG_FILE, SIGN_KEY
 from common.canonical import digest_of_answer
-from common.errors import (
-    ERROR_BASE,
-    EngineError,
-    FedctError,
-    OutOfMemoryError,
-    StoreError,
-)
+from common.error_numbers import UNFORESEEN, number_of, spoken
+from common.errors import EngineError, FedctError, OutOfMemoryError, disk_full
 from common.exchange import Answer, Hello, JudgeOrder, Order, Roster, TrainOrder
 from common.keys import read_signing_key
 from common.plan import Plan
 from common.signing import asked_of, public_text, seal
-from common.wire import from_record, payload_bytes, to_record
+from common.wire import from_record, payload_bytes, put_seal, to_record
 
 SITES_VARIABLE = "FEDCT_SITES"
 SITE_FOLDER_KEY = "site-folder"
@@ -85,59 +80,82 @@ def judge(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     try:
         folder = _site_folder(context)
-        order = _order(message)
     except FedctError as error:
-        return _failure(message, error)
-    bytes_in = payload_bytes(message.content)
+        log.warning("order not done: %s", error)
+        return Message(Error(number_of(error)), reply_to=message)
+    return serve_order(folder, message)[0]
+
+
+def serve_order(folder: Path, message: Message) -> tuple[Message, FedctError | None]:
+    """Work on one order.
+
+    Args:
+        folder: The site's folder.
+        message: The order.
+
+    Returns:
+        What leaves; and, for the site's own eyes, why it is only a number.
+    """
+    order, bytes_in = None, payload_bytes(message.content)
     try:
-        key = _signing_key(folder)
-        answer = _work(folder, order)
-        if isinstance(answer, Roster):
-            answer = replace(answer, key=public_text(key.public_key()))
-        digest = digest_of_answer(answer)
-        asked = asked_of(order, answer.site)
-        content = to_record(answer, seal(answer, asked, key, digest))
-        record(
-            folder,
-            order,
-            code=0,
-            bytes_in=bytes_in,
-            bytes_out=payload_bytes(content),
-            sha256=digest.hex(),
-        )
-        return Message(content, reply_to=message)
+        order = _order(message)
+        return _sealed_answer(folder, order, message, bytes_in), None
     except Exception as error:
-        return _error_answer(message, folder, order, bytes_in, error)
-
-
-def _error_answer(
-    message: Message, folder: Path, order: Order, bytes_in: int, error: Exception
-) -> Message:
-    """Say that it went wrong, and no more than may leave."""
-    known = isinstance(error, FedctError)
-    if not known:
-        _note(folder / LOG_FILE)
+        known = _as_known(error)
+        number = UNFORESEEN if known is None else number_of(known)
+        _note(folder / LOG_FILE, spoken(number), known)
+        with suppress(FedctError):  # the number holds nothing that must not leave
+            key = _signing_key(folder)
+            note_left(folder, order, key, what="error", code=number, bytes_in=bytes_in)
         what = type(error).__name__
-        error = EngineError(f"site failed with {what}; its {LOG_FILE} says more")
-    assert isinstance(error, FedctError)
-    code = error.exit_code if known else 1
-    with suppress(StoreError):  # the number holds nothing that must not leave
-        record(folder, order, code=code, bytes_in=bytes_in)
-    return Message(Error(ERROR_BASE + code, str(error)), reply_to=message)
+        said = known or EngineError(f"site met {what}; its {LOG_FILE} says more")
+        log.warning("order not done: %s", said)
+        return Message(Error(number), reply_to=message), said
 
 
-def _note(path: Path) -> None:
-    """Append the traceback at hand to the site's log, if the disk takes it."""
+def _sealed_answer(
+    folder: Path, order: Order, message: Message, bytes_in: int
+) -> Message:
+    key = _signing_key(folder)
+    public = public_text(key.public_key())
+    answer = _work(folder, order)
+    if isinstance(answer, Roster):
+        answer = replace(answer, key=public)
+    answer, grounds = let_out(folder, order, answer, public)
+    digest = digest_of_answer(answer)
+    content = to_record(answer)
+    mark = note_left(
+        folder,
+        order,
+        key,
+        what=type(answer).__name__,
+        code=0,
+        bytes_in=bytes_in,
+        bytes_out=payload_bytes(content),
+        digest=digest,
+        grounds=grounds,
+    )
+    asked = asked_of(order, answer.site)
+    put_seal(content, seal(answer, asked, key, digest, mark))
+    return Message(content, reply_to=message)
+
+
+def _as_known(error: Exception) -> FedctError | None:
+    """The error as one of ours; none if nobody foresaw it."""
+    if isinstance(error, OSError):
+        return disk_full(error)
+    return error if isinstance(error, FedctError) else None
+
+
+def _note(path: Path, number: str, known: FedctError | None) -> None:
+    """Append what went wrong to the site's log, if the disk takes it."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    text = f"{when} order failed\n{traceback.format_exc()}"
+    said = traceback.format_exc() if known is None else f"{known}\n"
+    text = f"{when} order not done, error {number}: {said}"
     with suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE)
         with os.fdopen(descriptor, "w", errors="backslashreplace") as file:
             file.write(text)
-
-
-def _failure(message: Message, error: FedctError) -> Message:
-    return Message(Error(ERROR_BASE + error.exit_code, str(error)), reply_to=message)
 
 
 def _order(message: Message) -> Order:

@@ -65,14 +65,16 @@ def attempt(folder: Path, doing: str, run: str, number: int | None) -> Iterator[
             raise SupervisorError(
                 f"site's service died {MOST} times in the middle of this order, "
                 "expected it to last; is its machine out of memory? The hospital's "
-                "engineer finds more in the service's log and the system's"
+                "engineer finds more in the service's log and the system's",
+                code="died",
             )
         path.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
         write_private(path, order.model_dump_json().encode())
     except OSError as error:
         raise StoreError(
             f"site can't note the order that it begins ({error.strerror}), expected a "
-            "disk with room; nothing was done"
+            "disk with room; nothing was done",
+            code="note",
         ) from error
     try:
         yield

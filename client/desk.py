@@ -22,6 +22,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from client.policy import Policy, check_listed
 from client.private_files import FILE_MODE, FOLDER_MODE, write_private
 from common.errors import PolicyError, StoreError, UsageError
 from common.exchange import RUN_ID
@@ -104,7 +105,7 @@ def read_desk(folder: Path) -> Desk:
 
 
 def queue_plan(
-    folder: Path, plan_text: str, run: str, *, auto: bool = False
+    folder: Path, plan_text: str, run: str, policy: Policy | None = None
 ) -> PlanEntry:
     """Put a plan before the engineer, unless it was there before.
 
@@ -112,25 +113,30 @@ def queue_plan(
         folder: The site's folder.
         plan_text: The plan as TOML, from a server.
         run: Id of the run that wants it.
-        auto: The hospital's policy approves whatever it has not denied (rehearsals).
+        policy: The hospital's; it may approve what it has not denied, or take no plan
+            but those it lists. Unset: the engineer is asked.
 
     Returns:
         Its entry, decided or not.
 
     Raises:
         PlanError: It is not a valid plan.
-        PolicyError: It is far too long, too many plans wait, or the run has no name.
+        PolicyError: It is far too long, too many plans wait, the run has no name, or
+            the policy does not list it.
     """
     if len(plan_text.encode("utf-8", "replace")) > LARGEST_PLAN:
         raise PolicyError(
-            f"site was sent a plan of more than {LARGEST_PLAN} bytes, expected a plan"
+            f"site was sent a plan of more than {LARGEST_PLAN} bytes, expected a plan",
+            code="queue",
         )
     if not RUN_ID.fullmatch(run):
         raise PolicyError(
             "site was sent a plan by a run whose id is no plain name, expected up to "
-            "64 letters, digits, dots, hyphens and underscores"
+            "64 letters, digits, dots, hyphens and underscores",
+            code="queue",
         )
-    plan = parse_plan(plan_text)
+    plan, policy = parse_plan(plan_text), policy or Policy()
+    check_listed(policy, plan)
     with _editing(folder):
         desk = read_desk(folder)
         entry = _entry(desk, plan.digest)
@@ -138,7 +144,8 @@ def queue_plan(
             if sum(known.state == "waiting" for known in desk.plans) >= MOST_WAITING:
                 raise PolicyError(
                     f"site has {MOST_WAITING} plans waiting already; the hospital's "
-                    "engineer has to approve or deny some first"
+                    "engineer has to approve or deny some first",
+                    code="queue",
                 )
             _write_plan(folder, plan)
             seen = datetime.now(UTC)
@@ -147,6 +154,7 @@ def queue_plan(
             )
             desk = desk.model_copy(update={"plans": (*desk.plans, entry)})
             _write_desk(folder, desk)
+        auto = policy.approve == "auto" or plan.digest in policy.plans
         if auto and entry.state == "waiting":
             entry = _decided(folder, desk, entry, "approved")
     return entry
@@ -158,8 +166,8 @@ def is_approved(folder: Path, digest: str) -> bool:
     return entry is not None and entry.state == "approved"
 
 
-def check_approved(folder: Path, digest: str) -> None:
-    """Refuse an order whose plan is not approved.
+def check_approved(folder: Path, digest: str) -> str:
+    """Refuse an order whose plan is not approved; say when it was.
 
     Raises:
         PolicyError: It waits, was denied, or was never seen here.
@@ -170,8 +178,11 @@ def check_approved(folder: Path, digest: str) -> None:
         raise PolicyError(
             f"site got an order for plan {digest[:12]!r}, expected one that the "
             f"hospital approved (it {what}); its engineer decides, with `fedct client "
-            "approve`"
+            "approve`",
+            code="approval",
         )
+    decided = entry.decided or entry.first_seen
+    return f"approved {decided:%Y-%m-%d %H:%M} UTC"
 
 
 def check_open(folder: Path) -> None:
@@ -184,7 +195,8 @@ def check_open(folder: Path) -> None:
     if pause is not None:
         raise PolicyError(
             f"site is paused by its engineer since {pause.since:%Y-%m-%d %H:%M} UTC; "
-            "it takes no orders until it is resumed there"
+            "it takes no orders until it is resumed there",
+            code="paused",
         )
 
 

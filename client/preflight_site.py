@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from client.audit import read_audit
 from client.desk import read_desk
 from client.install import read_membership
-from client.order_log import read_orders
 from client.preflight_row import Check, Row, failed, passed, warned
 from client.site_file import NODE_KEY, SIGN_KEY, TLS_KEY, SiteFile
 from common.sources import Source
@@ -89,18 +89,18 @@ def check_rights(folder: Path) -> Row:
 
 
 def check_desk(folder: Path) -> Row:
-    """Whether decisions are legible and the log of orders is whole."""
-    desk, log = read_desk(folder), read_orders(folder)
+    """Whether decisions are legible and the audit log is whole."""
+    desk, log = read_desk(folder), read_audit(folder)
     if log.broken is not None:
         return failed(
             "desk",
-            f"the log of orders was changed: {log.broken}",
+            f"the audit log was changed: {log.broken}",
             "find out by whom; keep the file, move it away to go on",
         )
     states = [entry.state for entry in desk.plans]
     found = (
         f"{states.count('approved')} plans approved, {states.count('waiting')} "
-        f"waiting; {len(log.lines)} orders served"
+        f"waiting; {len(log.lines)} orders answered"
     )
     if desk.pause is not None:
         fix = "`fedct client resume` takes orders again"

@@ -78,8 +78,6 @@ def serve(
         began = time.monotonic()
         answer = work(message, _context(folder, message, node_id))
         last = time.monotonic()
-        if answer.has_error():
-            log.warning("order not done: %s", answer.error.reason)
         with suppress(RunEndedError):
             fleet.push(answer, last - began)
     (folder / NODE_FILE).unlink(missing_ok=True)  # left in order

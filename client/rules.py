@@ -1,29 +1,55 @@
-"""What a hospital's own rules add to an order: approval, pause, a record of what left.
+"""What a hospital's own rules add to an order: approval, policy, a record of what left.
 
-A hospital's folder has a `client.toml`; a rehearsal's has a `site.json`, and no rules:
-who rehearses owns all of it, and laid the plan into the folder.
+    order  -> permitted   paused? approved? allowed by the policy? one at a time
+    answer -> let_out     the same rules once more, then the gate (`client.egress`)
+    either -> note_left   a signed line of the audit log (`client.audit`)
 
-Not covered here: what an answer may hold (`common.exchange` fixes that), and limits on
-rounds, hours or privacy.
+A hospital's folder has a `client.toml`; a rehearsal's has a `site.json`, and no rules
+but the gate: who rehearses owns all of it, and laid the plan into the folder.
 """
 
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from client.activity import Doing, work_of
 from client.attempts import attempt
+from client.audit import Kind, Left, record_left
 from client.desk import check_approved, plan_of, queue_plan
-from client.order_log import Kind, Served, record_order
+from client.egress import Told, check_answer, norm_of, rounded
+from client.policy import (
+    AnswerKind,
+    Policy,
+    check_hours,
+    check_kind,
+    check_masks,
+    check_norm,
+    check_plan,
+    check_round,
+)
 from client.private_files import FILE_MODE
 from client.site import PLAN_FILE
 from client.site_file import CLIENT_FILE, read_site_file
-from common.exchange import Hello, JudgeOrder, Order, TrainOrder
+from common.errors import JoinError
+from common.exchange import (
+    Answer,
+    Hello,
+    Judgement,
+    JudgeOrder,
+    Order,
+    TrainOrder,
+    Update,
+)
 from common.plan import Plan
 from common.plan_file import load_plan
+from common.signing import Mark
 
 WORK_LOCK = "work.lock"
 """Held by the process that works on an order."""
@@ -40,6 +66,21 @@ _KIND: dict[type[Order], Kind] = {
     TrainOrder: "train",
     JudgeOrder: "judge",
 }
+_ANSWER: dict[type[Order], AnswerKind] = {
+    Hello: "roster",
+    TrainOrder: "update",
+    JudgeOrder: "judgement",
+}
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """Why an answer may leave; for the audit log."""
+
+    policy: str
+    """Digest of the policy that it was checked by."""
+    allowed: str
+    """How its plan was approved."""
 
 
 def is_hospital(folder: Path) -> bool:
@@ -57,16 +98,17 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         tell: Hears of each step as well.
 
     Raises:
-        PolicyError: The plan is not approved, or the site is paused.
+        PolicyError: The plan is not approved, the policy refuses it, or the site is
+            paused; `code` names the rule.
         SupervisorError: The service died in this order too often.
     """
     if not is_hospital(folder):
         path = folder / PLAN_FILE
         yield _laid_plan(path, path.stat().st_mtime_ns if path.exists() else 0), tell
         return
+    policy = read_site_file(folder).policy
     if isinstance(order, Hello):
-        auto = read_site_file(folder).policy.approve == "auto"
-        queue_plan(folder, order.plan_toml, order.run, auto=auto)
+        queue_plan(folder, order.plan_toml, order.run, policy)
     number = None if isinstance(order, Hello) else order.round
     doing = _DOING[type(order)]
     work = work_of(folder)
@@ -75,13 +117,128 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         work.order(doing, order.run, order.plan_digest, number) as tell_desk,
         attempt(folder, doing, order.run, number),
     ):
-        check_approved(folder, order.plan_digest)
+        check_hours(policy, datetime.now())
+        check_kind(policy, _ANSWER[type(order)])
+        plan, _ = _allowed_plan(folder, policy, order)
 
         def both(done: int, steps: int) -> None:
             tell_desk(done, steps)
             tell(done, steps)
 
-        yield plan_of(folder, order.plan_digest), both
+        yield plan, both
+
+
+def let_out(
+    folder: Path, order: Order, answer: Answer, key: str
+) -> tuple[Answer, Grounds | None]:
+    """What may leave of an answer.
+
+    The policy is read and asked anew, as its engineer may have changed it while the
+    order was worked on. Hours are not: what was begun in time may be finished.
+
+    Args:
+        folder: The site's folder.
+        order: What is answered.
+        answer: What would leave.
+        key: The site's verifying key, as `signing.public_text`.
+
+    Returns:
+        The answer with its counts as the policy tells them, and why it may leave;
+        there are no grounds in a rehearsal, which has no policy.
+
+    Raises:
+        PolicyError: It may not leave; `code` names the rule.
+    """
+    grounds = None
+    if is_hospital(folder):
+        policy = read_site_file(folder).policy
+        check_kind(policy, _ANSWER[type(order)])
+        plan, allowed = _allowed_plan(folder, policy, order)
+        if isinstance(answer, Update):
+            check_masks(policy)
+            check_norm(policy, norm_of(answer.delta))
+        if policy.counts == "rounded":
+            answer = rounded(answer, with_steps=plan.training.epochs is not None)
+        answer = _judged_enough(answer, policy)
+        grounds = Grounds(policy.digest, allowed)
+    check_answer(answer, Told(answer.site, key, order))
+    return answer, grounds
+
+
+def note_left(
+    folder: Path,
+    order: Order | None,
+    key: Ed25519PrivateKey,
+    *,
+    what: str,
+    code: int,
+    bytes_in: int,
+    bytes_out: int = 0,
+    digest: bytes | None = None,
+    grounds: Grounds | None = None,
+) -> Mark | None:
+    """Write down what is about to leave; in a hospital nothing leaves unwritten.
+
+    Args:
+        folder: The site's folder.
+        order: What is answered; unset if it was no order.
+        key: The site's.
+        what: Kind of the answer, or "error".
+        code: 0, or the number that is answered.
+        bytes_in: Of the order's arrays.
+        bytes_out: Of the answer's arrays.
+        digest: `digest_of_answer`; unset for an error.
+        grounds: Why it may leave; unset for an error.
+
+    Returns:
+        How far the log is now; none in a rehearsal, which keeps none.
+
+    Raises:
+        StoreError: It can't be written.
+    """
+    if not is_hospital(folder):
+        return None
+    left = Left(
+        kind="unknown" if order is None else _KIND[type(order)],
+        run=None if order is None else order.run,
+        round=getattr(order, "round", None),
+        plan=None if order is None else order.plan_digest,
+        to=_hub_of(folder),
+        what=what,
+        code=code,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        digest=None if digest is None else digest.hex(),
+        policy=None if grounds is None else grounds.policy,
+        allowed=None if grounds is None else grounds.allowed,
+    )
+    line = record_left(folder, left, key)
+    return Mark(line.number, line.hash)
+
+
+def _allowed_plan(folder: Path, policy: Policy, order: Order) -> tuple[Plan, str]:
+    """The order's plan, and how it was approved."""
+    approved = check_approved(folder, order.plan_digest)
+    plan = plan_of(folder, order.plan_digest)
+    check_plan(policy, plan)
+    if not isinstance(order, Hello):
+        check_round(plan, order.round)
+    return plan, approved
+
+
+def _judged_enough(answer: Answer, policy: Policy) -> Answer:
+    """The answer; without its sums if they are over fewer cases than may be told."""
+    if not isinstance(answer, Judgement) or not answer.sums:
+        return answer
+    enough = float(answer.sums["cases"][0]) >= policy.min_judged
+    return answer if enough else replace(answer, sums={})
+
+
+def _hub_of(folder: Path) -> str:
+    try:
+        return read_site_file(folder).hub.address
+    except JoinError:  # settings that can't be read allow nothing but to say so
+        return "unknown"
 
 
 @contextmanager
@@ -94,42 +251,6 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def record(
-    folder: Path,
-    order: Order,
-    *,
-    code: int,
-    bytes_in: int,
-    bytes_out: int = 0,
-    sha256: str | None = None,
-) -> None:
-    """Write down what is about to leave; in a hospital nothing leaves unwritten.
-
-    Args:
-        folder: The site's folder.
-        order: What is answered.
-        code: 0, or the exit code of the error that is answered.
-        bytes_in: Of the order's arrays.
-        bytes_out: Of the answer's arrays.
-        sha256: Of the answer (`common.canonical`); unset for an error.
-
-    Raises:
-        StoreError: It can't be written.
-    """
-    if is_hospital(folder):
-        served = Served(
-            kind=_KIND[type(order)],
-            run=order.run,
-            round=None if isinstance(order, Hello) else order.round,
-            plan=order.plan_digest,
-            code=code,
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            sha256=sha256,
-        )
-        record_order(folder, served)
 
 
 @lru_cache(maxsize=256)

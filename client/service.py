@@ -108,7 +108,8 @@ class SiteService:
         if order.layout_digest != self._layout.digest:
             raise ContributionError(
                 f"site {self.name!r} got a model of another layout than its plan's; "
-                "are both sides of one FedCT version?"
+                "are both sides of one FedCT version?",
+                code="layout",
             )
         return Roster(
             site=self.name,
@@ -217,19 +218,22 @@ class SiteService:
         if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
             raise ContributionError(
                 f"site {self.name!r} got an order of a run whose id is no plain name, "
-                "expected up to 64 letters, digits, dots, hyphens and underscores"
+                "expected up to 64 letters, digits, dots, hyphens and underscores",
+                code="run",
             )
         if order.plan_digest != self._plan.digest:
             raise ContributionError(
                 f"site {self.name!r} got an order for plan {order.plan_digest[:12]}, "
-                f"approved is {self._plan.digest[:12]}; nothing was done"
+                f"approved is {self._plan.digest[:12]}; nothing was done",
+                code="plan",
             )
 
     def _check_model(self, order: TrainOrder | JudgeOrder) -> None:
         if digest_of(order.model) != order.model_digest:
             raise ContributionError(
                 f"site {self.name!r} got a model that is not the one announced for "
-                f"round {order.round}; nothing was done"
+                f"round {order.round}; nothing was done",
+                code="model",
             )
 
     def _seed(self, purpose: str, number: int) -> np.random.SeedSequence:

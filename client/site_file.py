@@ -9,14 +9,16 @@
 No plan and no server can change what stands here; the hub learns the name alone.
 """
 
+import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from client.policy import Policy
 from common.certificates import check_site_name, host_of
 from common.errors import JoinError
 from common.joining import SiteName
@@ -51,8 +53,28 @@ _TEMPLATE = """\
 {proxy}
 
 [policy]
-# "ask": a plan waits until the engineer approves it. "auto": any plan of the hub trains
+# No plan and no server can change these; they are checked before any work, and again
+# before an answer leaves (docs/howto/set-a-policy.md).
+# "ask": a plan waits until the engineer approves it; "auto": any plan trains;
+# "listed": only one whose hash stands in plans. Those in plans never wait
 {approve}
+{plans}
+# fewest sites that a plan must need for a round to count
+{min_sites}
+# whether an update leaves only under the masks of secure aggregation
+{secure_aggregation}
+# most rounds in a run; without it, as many as the plan has
+{max_rounds}
+# when orders are begun, by this machine's clock; at any hour without it
+{hours}
+# largest Euclidean norm of an update in the clear
+{max_update_norm}
+# which answers may leave: "roster", "update", "judgement"
+{answers}
+# numbers of cases and series: "rounded" to tens, at least ten, or "exact"
+{counts}
+# fewest held-out cases over which sums of metrics leave
+{min_judged}
 
 # where the images lie, and what they are: dicom, nifti, metaimage or images
 {data}"""
@@ -112,13 +134,6 @@ class Network(_Table):
         if parts.port is None or parts.path.strip("/") or parts.query:
             raise ValueError("expected http://host:port and nothing more")
         return proxy
-
-
-class Policy(_Table):
-    """`[policy]`: what the hospital lets happen."""
-
-    approve: Literal["ask", "auto"] = "ask"
-    """Whether a plan waits for the engineer ("ask"), or trains unseen ("auto")."""
 
 
 class SiteFile(_Table):
@@ -192,7 +207,7 @@ def site_toml(settings: SiteFile) -> str:
         threads=_line("threads", settings.threads, example=8),
         address=_line("address", settings.hub.address),
         proxy=_line("proxy", settings.network.proxy, example="http://host:3128"),
-        approve=_line("approve", settings.policy.approve),
+        **_policy_lines(settings.policy),
         data=tomli_w.dumps({"data": settings.data.model_dump(exclude_unset=True)}),
     )
 
@@ -207,8 +222,19 @@ def read_site_file(folder: Path) -> SiteFile:
     return read_settings(folder / CLIENT_FILE, SiteFile, REQUEST)
 
 
+def _policy_lines(policy: Policy) -> dict[str, str]:
+    examples = {"max_rounds": 50, "hours": ["18:00-07:00"], "max_update_norm": 10.0}
+    lines = {}
+    for key, value in policy.model_dump(mode="json").items():
+        is_example = key in examples and not value
+        lines[key] = _line(key, None if is_example else value, examples.get(key))
+    return lines
+
+
 def _line(key: str, value: Any, example: Any = None) -> str:
     """`key = value`; an example behind # where the value is not set."""
     if value is None:
-        return f"# {tomli_w.dumps({key: example})}".strip()
+        return f"# {_line(key, example)}" if example is not None else f"# {key} ="
+    if isinstance(value, list):
+        return f"{key} = {json.dumps(value)}"  # on one line, which TOML reads alike
     return tomli_w.dumps({key: value}).strip()

@@ -44,6 +44,8 @@ class SiteState:
     """fp16: state dict of the loss scale."""
     control: Tensor | None = None
     """SCAFFOLD: the site's control variate c_i, float32 [P]."""
+    carried: Tensor | None = None
+    """Masks of 16 bits: what rounding has lost, float32 [P]."""
 
 
 def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:
@@ -64,7 +66,8 @@ def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:
         raise StoreError(
             f"site can't write its training state of round {number} "
             f"({error.strerror}), expected {(len(body) >> 20) + 1} MB of room in its "
-            "folder; free some and go on with the run"
+            "folder; free some and go on with the run",
+            code="state",
         ) from error
 
 
@@ -95,7 +98,8 @@ def load_state(folder: Path, number: int) -> SiteState:
     except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise StoreError(
             f"site lost its training state of round {number} ({type(error).__name__}), "
-            "expected the file it wrote then; this site can rejoin only in a new run"
+            "expected the file it wrote then; this site can rejoin only in a new run",
+            code="state",
         ) from error
 
 

@@ -6,21 +6,26 @@ same bytes only if they are the same. Fields stand in order of name; vectors are
 little-endian bytes, handed to the hash where they lie.
 """
 
-import hashlib
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 import numpy as np
+from blake3 import blake3
 
 from common.exchange import Answer
 
+_VECTOR_TAGS = {"<f4": b"f", "<f8": b"g", "<u4": b"u", "<u2": b"h"}
 Scalar = str | int | float | bytes | None
 
 
 def digest_of_answer(answer: Answer) -> bytes:
-    """SHA-256 of an answer's canonical bytes."""
-    digest = hashlib.sha256()
+    """BLAKE3 of an answer's canonical bytes, 32 bytes.
+
+    Signing and the audit log share it. SHA-256 reads 0.4 GB/s on a processor without
+    instructions for it, which would be most of what both cost; BLAKE3 several.
+    """
+    digest = blake3()
     for chunk in canonical(answer):
         digest.update(chunk)
     return digest.digest()
@@ -55,15 +60,21 @@ def item(value: Scalar) -> bytes:
 
 
 def _mapping(values: Mapping[str, object], dtype: str) -> Iterator[bytes | memoryview]:
-    """Named values; vectors are written as `dtype`, those in a mapping as float64."""
+    """Named values; vectors are written as `dtype`, those in a mapping as float64.
+
+    Unsigned numbers keep their width.
+    """
     yield _head(b"m", len(values))
     for name in sorted(values):
         yield item(name)
         value = values[name]
         if isinstance(value, np.ndarray):
-            flat = np.ascontiguousarray(value, dtype=dtype)
-            yield _head(b"f" if dtype == "<f4" else b"g", flat.nbytes)
-            yield flat.data
+            kind = (
+                value.dtype.newbyteorder("<").str if value.dtype.kind == "u" else dtype
+            )
+            flat = np.ascontiguousarray(value, dtype=kind)
+            yield _head(_VECTOR_TAGS[kind], flat.nbytes)
+            yield flat.data.cast("B")
         elif isinstance(value, Mapping):
             yield from _mapping(value, "<f8")
         else:

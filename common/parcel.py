@@ -48,9 +48,7 @@ class Failure:
     """What a site says that could not do as it was told."""
 
     code: int
-    """As the site's app numbers it."""
-    reason: str
-    """Its sentence."""
+    """Why, as `common.error_numbers` has it; the sentence stays at the site."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +201,7 @@ def write_answer(
     """
     content = answer.content
     if isinstance(content, Failure):
-        said = ConfigRecord({"code": content.code, "reason": content.reason})
-        content = RecordDict({_FAILURE: said})
+        content = RecordDict({_FAILURE: ConfigRecord({"code": content.code})})
     packed, unpacked_bytes = pack(content)
     header = Header(
         format="fedct-answer",
@@ -276,10 +273,10 @@ def read_answer(
 
 
 def _failure(path: Path, said: ConfigRecord) -> Failure:
-    code, reason = said.get("code"), said.get("reason")
-    if type(code) is not int or not isinstance(reason, str):
-        raise refused(path, "format", "has a failure without code or reason", "both")
-    return Failure(code, reason)
+    code = said.get("code")
+    if type(code) is not int or len(said) != 1:
+        raise refused(path, "format", "has a failure that is no number", "a number")
+    return Failure(code)
 
 
 def _info(header: Header) -> bytes:

@@ -47,11 +47,21 @@ class Asked:
     plan_digest: str
     """Canonical hash of the plan."""
     model_digest: str | None
-    """`digest_of` the model that the site was given; unset at the roll call."""
+    """`digest_of` the model that the site was given; unset if it was given none."""
     nonce: str
     """The order's nonce."""
     contract: int = CONTRACT
     """What the site speaks (`common.contract`)."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How far a site's audit log is: the last line of it, which stands for all."""
+
+    number: int
+    """Of that line, from 1."""
+    hash: str
+    """Of that line, 64 hexadecimal digits."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +74,24 @@ class Seal:
     """`fingerprint` of the key that verifies it."""
     asked: Asked
     """What the site says it answers; signed."""
+    mark: Mark | None = None
+    """The line of the site's audit log that is about this answer; signed. Unset in a
+    rehearsal, which keeps none."""
 
 
 def asked_of(order: Order, site: str) -> Asked:
     """The question that an order is to this site."""
-    if isinstance(order, Hello):
-        return Asked(order.run, 0, site, order.plan_digest, None, order.nonce)
-    return Asked(
-        order.run,
-        order.round,
-        site,
-        order.plan_digest,
-        order.model_digest,
-        order.nonce,
-    )
+    number = 0 if isinstance(order, Hello) else order.round
+    model = getattr(order, "model_digest", None)
+    return Asked(order.run, number, site, order.plan_digest, model, order.nonce)
 
 
 def seal(
-    answer: Answer, asked: Asked, key: Ed25519PrivateKey, digest: bytes | None = None
+    answer: Answer,
+    asked: Asked,
+    key: Ed25519PrivateKey,
+    digest: bytes | None = None,
+    mark: Mark | None = None,
 ) -> Seal:
     """Sign an answer as one to this question.
 
@@ -91,9 +101,11 @@ def seal(
         key: The site's.
         digest: `digest_of_answer`, if the caller knows it: for a large model hashing
             it is the most of signing.
+        mark: The answer's line in the site's audit log.
     """
-    signature = key.sign(_statement(digest or digest_of_answer(answer), answer, asked))
-    return Seal(signature, fingerprint(key.public_key()), asked)
+    content = digest or digest_of_answer(answer)
+    signature = key.sign(_statement(content, answer, asked, mark))
+    return Seal(signature, fingerprint(key.public_key()), asked, mark)
 
 
 def verify(answer: Answer, asked: Asked, seal: Seal, key: Ed25519PublicKey) -> None:
@@ -113,9 +125,8 @@ def verify(answer: Answer, asked: Asked, seal: Seal, key: Ed25519PublicKey) -> N
             code="key",
         )
     try:
-        key.verify(
-            seal.signature, _statement(digest_of_answer(answer), answer, seal.asked)
-        )
+        content = digest_of_answer(answer)
+        key.verify(seal.signature, _statement(content, answer, seal.asked, seal.mark))
     except InvalidSignature as error:
         raise ContributionError(
             f"{who} sent an answer whose signature does not fit, expected it as the "
@@ -153,13 +164,15 @@ def _compare(answer: Answer, asked: Asked, said: Asked) -> None:
             )
 
 
-def _statement(digest: bytes, answer: Answer, asked: Asked) -> bytes:
+def _statement(digest: bytes, answer: Answer, asked: Asked, mark: Mark | None) -> bytes:
     """The bytes that are signed."""
     return items(
         {
             "purpose": _PURPOSE,
             "kind": type(answer).__name__,
             "content": digest,
+            "log_number": None if mark is None else mark.number,
+            "log_hash": None if mark is None else mark.hash,
             **vars(asked),
         }
     )

@@ -22,13 +22,15 @@ from jaxtyping import Float32, Float64
 from common.contract import check_contract
 from common.errors import ContributionError
 from common.exchange import Answer, Hello, Order, Roster
-from common.signing import Asked, Seal
+from common.signing import Asked, Mark, Seal
 
 _VECTORS = "vectors"
 _FACTS = "facts"
 _SUM = "sum "
 """Before the name of a sum."""
 _SEAL = "seal"
+_LOG = "log_"
+"""Before the fields of a mark in a seal."""
 _STYPE = "fedct.raw"
 _SPEAKERS: Mapping[type, str] = {Hello: "hub", Roster: "site"}
 """Messages that open the talk, so they must be understood by an older or newer side as
@@ -47,9 +49,16 @@ def to_record(message: Order | Answer, seal: Seal | None = None) -> RecordDict:
     """
     record = to_records({"": message})[""]
     if seal is not None:
-        facts = {"signature": seal.signature, "key": seal.key, **vars(seal.asked)}
-        record[_SEAL] = ConfigRecord(_set(facts))
+        put_seal(record, seal)
     return record
+
+
+def put_seal(record: RecordDict, seal: Seal) -> None:
+    """Put the site's seal beside an answer in its record."""
+    facts = {"signature": seal.signature, "key": seal.key, **vars(seal.asked)}
+    if seal.mark is not None:
+        facts |= {_LOG + name: value for name, value in vars(seal.mark).items()}
+    record[_SEAL] = ConfigRecord(_set(facts))
 
 
 def to_records(messages: Mapping[str, Order | Answer]) -> dict[str, RecordDict]:
@@ -157,13 +166,22 @@ def seal_in(record: RecordDict) -> Seal:
         signature = _fact(facts, "signature", bytes, Seal)
         key = _fact(facts, "key", str, Seal)
         asked = {f.name: _fact(facts, f.name, f.type, Asked) for f in fields(Asked)}
+        mark = _mark(facts)
     except ContributionError as error:
         raise ContributionError(str(error), code="seal") from error
     if facts:
         raise ContributionError(
             f"a seal came with unknown fields {sorted(facts)}", code="seal"
         )
-    return Seal(signature, key, Asked(**asked))
+    return Seal(signature, key, Asked(**asked), mark)
+
+
+def _mark(facts: dict[str, Any]) -> Mark | None:
+    """Take how far the site's audit log is out of a seal's facts."""
+    if _LOG + "number" not in facts:
+        return None
+    told = {f.name: _fact(facts, _LOG + f.name, f.type, Seal) for f in fields(Mark)}
+    return Mark(**told)
 
 
 def payload_bytes(record: RecordDict) -> int:

@@ -20,6 +20,7 @@ import typer
 
 from common.errors import FedctError, StoppedError, disk_full
 from deploy import (
+    cli_audit,
     cli_client,
     cli_data,
     cli_join,
@@ -49,6 +50,8 @@ cli_join.client_app.add_typer(cli_server.start_app)
 cli_join.server_app.add_typer(cli_parcel.hub_app)
 app.add_typer(cli_join.server_app, name="server")
 cli_join.client_app.add_typer(cli_client.control_app)
+cli_join.client_app.add_typer(cli_audit.site_app)
+cli_join.server_app.add_typer(cli_audit.hub_app)
 cli_join.client_app.add_typer(cli_parcel.site_app)
 app.add_typer(cli_join.client_app, name="client")
 

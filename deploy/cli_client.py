@@ -1,6 +1,6 @@
 """The verbs of `fedct client` by which an engineer governs a site that has joined.
 
-All but `audit` and `check` ask the running service over its socket. Where none runs, as
+All but `check` ask the running service over its socket. Where none runs, as
 at a site that gets its orders in files, they use what lies on the disk.
 """
 
@@ -32,7 +32,7 @@ def client_status(
     from client.desk_control import status_on_disk
     from deploy.site_tables import print_status
 
-    _check_site(site)
+    check_site(site)
     stopped: control_calls.NotRunningError | None = None
     try:
         status = control_calls.status(site)
@@ -71,7 +71,7 @@ def client_approve(
     from common.errors import UsageError
     from deploy.site_tables import describe, print_plan
 
-    _check_site(site)
+    check_site(site)
     if digest is None and deny:
         raise UsageError("approve --deny got no plan, expected its hash")
     if digest is not None:
@@ -119,7 +119,7 @@ def client_pause(
     from client import control_calls
     from client.desk_control import DeskControl
 
-    _check_site(site)
+    check_site(site)
     done = _asked(
         lambda: control_calls.pause(site, reason, now=now),
         lambda: DeskControl(site).pause(reason, now=now),
@@ -139,44 +139,9 @@ def client_resume(site: SiteArgument) -> None:
     from client import control_calls
     from client.desk_control import DeskControl
 
-    _check_site(site)
+    check_site(site)
     was_paused = _asked(lambda: control_calls.resume(site), DeskControl(site).resume)
     typer.echo("takes orders again" if was_paused else "was not paused")
-
-
-@control_app.command("audit")
-def client_audit(
-    site: SiteArgument,
-    last: Annotated[int, typer.Option(min=1, help="Show so many orders.")] = 20,
-    output_format: FormatOption = Format.TEXT,
-) -> None:
-    """Show which orders were served and what left, and check that none was changed.
-
-    Exits with 23 if the log was changed. Note the last hash elsewhere now and then: it
-    shows whether lines were taken off the end.
-
-    Example: `fedct client audit site --last 100`
-    """
-    from client.order_log import FIRST, ORDERS, read_orders
-    from common.errors import StoreError
-    from deploy.site_tables import print_orders
-
-    _check_site(site)
-    log = read_orders(site)
-    head = log.lines[-1].hash if log.lines else FIRST
-    if output_format is Format.JSON:
-        lines = [line.model_dump(mode="json") for line in log.lines[-last:]]
-        found = {"orders": lines, "count": len(log.lines), "last_hash": head}
-        typer.echo(json.dumps({**found, "broken": log.broken}, indent=1))
-    else:
-        print_orders(log.lines[-last:])
-        if log.broken is None:
-            typer.echo(f"OK: {len(log.lines)} orders, last hash {head}")
-    if log.broken is not None:
-        raise StoreError(
-            f"{ORDERS} was changed: {log.broken}; keep the file, find out who changed "
-            "it, and move it away to go on"
-        )
 
 
 @control_app.command("check")
@@ -191,7 +156,7 @@ def client_check(site: SiteArgument, output_format: FormatOption = Format.TEXT) 
     from common.errors import TransportError
     from deploy.site_tables import print_checks
 
-    _check_site(site)
+    check_site(site)
     rows = preflight(site)
     if output_format is Format.JSON:
         typer.echo(json.dumps({"rows": [vars(row) for row in rows]}, indent=1))
@@ -215,7 +180,7 @@ def _asked(service: Callable[[], T], disk: Callable[[], T]) -> T:
         return disk()
 
 
-def _check_site(site: Path) -> None:
+def check_site(site: Path) -> None:
     """See that this is a site's folder at all; its settings may be wrong meanwhile."""
     from client.site_file import CLIENT_FILE
     from common.errors import ControlError

@@ -1,7 +1,7 @@
 """One order from a file, worked on at the site, and the answer as a file.
 
 The site's own app does the work, by the same rules as over a live line: approval,
-pause, the log of orders, the signature. What can't be done is an error here and not an
+pause, the audit log, the signature. What can't be done is an error here and not an
 answer, so that the engineer may mend it and give the same order again; only who asks
 for it has the hub told.
 
@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from flwr.app import Message, RecordDict
 
+from client.app import serve_order
 from client.install import read_membership
 from client.private_files import make_private_folder, write_private
 from client.site import SIGN_KEY
 from common.errors import (
-    ERROR_BASE,
     EngineError,
     FedctError,
     JoinError,
@@ -59,11 +59,11 @@ def work_parcel(folder: Path, order: Path, out: Path, *, decline: bool = False) 
     """
     now = datetime.now(UTC)
     site, asked = _read(folder, order, now)
-    content = _work(folder, asked)
+    content, error = _work(folder, asked)
     said = f"{site} answers order {asked.number} of run {asked.run}"
-    if isinstance(content, Failure):
+    if error is not None:
         if not decline:
-            raise _error(content)
+            raise _unanswered(error)
         said = f"{site} declines order {asked.number} of run {asked.run}"
     key = read_signing_key(folder / SIGN_KEY)
     answer = AnswerParcel(asked.message_id, site, asked.kind, content)
@@ -108,21 +108,25 @@ def _answered(folder: Path) -> dict[str, int]:
     return found
 
 
-def _work(folder: Path, order: OrderParcel) -> RecordDict | Failure:
+def _work(
+    folder: Path, order: OrderParcel
+) -> tuple[RecordDict | Failure, FedctError | None]:
+    """What leaves; and, for the engineer alone, why it is only a number."""
     grid = InProcessGrid([folder])
     (node,) = grid.get_node_ids()
-    (reply,) = grid.send_and_receive([Message(order.content, node, order.kind)])
-    if not reply.has_error():
-        return reply.content
-    reason = reply.error.reason or "no reason was given"
-    return Failure(reply.error.code, reason)
+    message = Message(order.content, node, order.kind)
+    message.metadata.__dict__["_message_id"] = order.message_id
+    reply, error = serve_order(folder, message)
+    if error is not None:
+        return Failure(reply.error.code), error
+    return reply.content, None
 
 
-def _error(failure: Failure) -> FedctError:
-    """What the site's app said, as the error it was there."""
+def _unanswered(error: FedctError) -> FedctError:
+    """The error, and what the engineer can do about the order."""
     return error_from(
-        failure.code - ERROR_BASE,
-        f"{failure.reason} (no answer was written: mend this and give the order again, "
-        "or tell the hub with --decline)",
+        error.exit_code,
+        f"{error} (no answer was written: mend this and give the order again, or tell "
+        "the hub with --decline)",
         EngineError,
     )

@@ -23,6 +23,7 @@ from common.log_lines import log_events
 from common.networks import check_fits
 from common.plan import Plan
 from common.plan_file import load_plan
+from common.signing import Mark
 from deploy.hand_out import hand_out_run
 from deploy.hub_runs import fail_run, note_waiting
 from deploy.nginx_run import PID_FILE
@@ -47,6 +48,7 @@ from server.parcel_grid import ParcelGrid, Post
 from server.revocation import refresh_crl
 from server.run_files import PLAN_FILE
 from server.superlink import SuperLinkLine, superlink_of
+from server.witness import note_mark
 
 HOUSE_S = 600.0
 """How often revocation list and access log are looked after: nginx lets nobody in by an
@@ -154,7 +156,9 @@ def execute(
                     live = HubGrid(channel, lambda: members.of(sites), stopped)
                     grid = _with_parcels(live, folder, request, members)
                     wire = partial(_down_and_up, meter)
-                    run_arm_of(grid, folder, ARM, members.keys(sites), tell, wire)
+                    note = partial(_note_mark, folder.parents[1])
+                    keys = members.keys(sites)
+                    run_arm_of(grid, folder, ARM, keys, tell, wire, note)
             hand_out_run(folder, plan, start)
     close_book(folder.parents[1], folder)
     log.info("run %s finished", folder.name)
@@ -176,6 +180,10 @@ def _with_parcels(
     keys = members.keys(request.parcels)
     post = Post(folder.parents[1], folder, keys, request.parcel_s)
     return ParcelGrid(live, post, lambda site: next(iter(members.of([site])), None))
+
+
+def _note_mark(hub: Path, site: str, mark: Mark) -> None:
+    note_mark(hub, site, mark, datetime.now(UTC))
 
 
 def _down_and_up(meter: Meter) -> dict[str, tuple[int, int]]:

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from client.audit import Line
 from client.desk_control import PlanView, Status
-from client.order_log import Line
 from client.plan_changes import Change, changes
 from client.preflight_row import Row
+from common.error_numbers import spoken
 from common.plan import Plan
 from common.plan_file import parse_plan
 
@@ -104,23 +105,23 @@ def print_plan(plan: dict[str, object]) -> None:
         print(f"    {row['key']}: {visible(old)} -> {visible(new)}")
 
 
-def print_orders(lines: Sequence[Line]) -> None:
-    """Print lines of the log of orders."""
-    table = Table("", "time (UTC)", "order", "run", "round", "in", "out", "what left")
+def print_audit(lines: Sequence[Line]) -> None:
+    """Print lines of the audit log, each as one line."""
     for line in lines:
-        outcome = (line.sha256 or "")[:12] if line.code == 0 else f"error {line.code}"
-        row = [
-            str(line.number),
-            f"{line.time.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
-            line.kind,
-            visible(line.run),
-            "" if line.round is None else str(line.round),
-            str(line.bytes_in),
-            str(line.bytes_out),
-            outcome,
-        ]
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+        order: str = line.kind if line.kind != "unknown" else "what was no order"
+        if line.run is not None:
+            order += f" of run {visible(line.run)}"
+        if line.round is not None:
+            order += f", round {line.round}"
+        left = f"error {spoken(line.code)}"
+        if line.code == 0:
+            digest, policy = (line.digest or "")[:16], (line.policy or "")[:12]
+            left = (
+                f"{line.what} of {line.bytes_out} bytes, digest {digest}; "
+                f"plan {visible((line.plan or '')[:12])} {line.allowed}, "
+                f"policy {policy}"
+            )
+        print(f"{line.number}  {_time(line.time)}  to {line.to}: {order}: {left}")
 
 
 def print_checks(rows: Sequence[Row]) -> None:

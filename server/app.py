@@ -26,7 +26,7 @@ from server.run_files import (
     ROSTERS_FILE,
 )
 from server.vector_file import write_vectors
-from server.verifying import Keys
+from server.verifying import Keys, Note
 
 RUN_FOLDER_KEY = "run-folder"
 ARM_KEY = "arm"
@@ -48,6 +48,7 @@ def execute(
     keys: Keys | None = None,
     tell: Callable[[Waiting], None] = lambda waiting: None,
     wire: Wire | None = None,
+    note: Note = lambda site, mark: None,
 ) -> None:
     """Run an arm to its end, or resume it.
 
@@ -58,9 +59,10 @@ def execute(
         keys: Verifying keys of the enrolled sites; unset in a rehearsal.
         tell: Hears who is missing, and why, while sites are waited for.
         wire: Counts the bytes of each site; unset where there is no wire.
+        note: Hears how far each site's audit log is.
     """
     arm = read_arm(folder, name)
-    federation = replace(open_federation(grid, arm, keys, tell), wire=wire)
+    federation = replace(open_federation(grid, arm, keys, tell, note), wire=wire)
     record, model = run_arm(federation, arm)
     rosters = {site: asdict(roster) for site, roster in federation.rosters.items()}
     write_whole(arm.folder / ROSTERS_FILE, json.dumps(rosters, indent=1).encode())

@@ -13,11 +13,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from common.errors import ContributionError, EngineError, VersionError
+from common.errors import (
+    ERROR_BASE,
+    ContributionError,
+    EngineError,
+    VersionError,
+)
 from common.exchange import (
     Answer,
     Hello,
@@ -28,6 +33,7 @@ from common.exchange import (
     fresh_nonce,
 )
 from common.wire import from_record, payload_bytes, seal_in, to_record, to_records
+from server.error_sentences import sentence_of
 from server.presence import Presence
 from server.standing import stand
 from server.verifying import Verifier
@@ -145,7 +151,7 @@ def question(order: Order, node: int, ttl_s: float) -> Message:
 
 
 def _message(record: RecordDict, node: int, order: Order, ttl_s: float) -> Message:
-    kind = _TYPE_OF[type(order)]
+    kind = _TYPE_OF.get(type(order), MessageType.QUERY)
     return Message(record, dst_node_id=node, message_type=kind, ttl=ttl_s + _KEPT_S)
 
 
@@ -211,8 +217,7 @@ def read_reply(
     if reply == "lost":
         return Reply(site, None, "failed", "site was lost and stayed away", down, 0)
     if reply.has_error():
-        reason = reply.error.reason or f"error {reply.error.code}"
-        return Reply(site, None, "failed", _plain(reason), down, 0)
+        return Reply(site, None, "failed", _why(reply.error), down, 0)
     up = payload_bytes(reply.content)
     try:
         answer, seal = from_record(reply.content, kind), seal_in(reply.content)
@@ -224,6 +229,13 @@ def read_reply(
         log.warning("refused", extra={"site": site, "code": code, "why": why})
         return Reply(site, None, "refused", why, down, up)
     return Reply(site, answer, "accepted", "", down, up)
+
+
+def _why(error: Error) -> str:
+    """A sentence of the hub's own; from a site comes a number, and no word counts."""
+    if error.code >= ERROR_BASE:
+        return sentence_of(error.code)
+    return _plain(error.reason or f"error {error.code}")
 
 
 def _plain(words: str) -> str:

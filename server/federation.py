@@ -21,7 +21,7 @@ from common.tasks.catalog import task_of
 from server.admission import Admission, Waiting, admit
 from server.asking import Line, ask, roll_call
 from server.presence import Presence
-from server.verifying import Keys, Verifier
+from server.verifying import Keys, Note, Verifier
 
 log = logging.getLogger("fedct.run")
 
@@ -90,6 +90,7 @@ def open_federation(
     arm: Arm,
     keys: Keys | None = None,
     tell: Callable[[Waiting], None] = lambda waiting: None,
+    note: Note = lambda site, mark: None,
 ) -> Federation:
     """Call the roll; every site must hold this plan and this model.
 
@@ -99,6 +100,7 @@ def open_federation(
         keys: Verifying keys of the enrolled sites. Unset in a rehearsal: there the key
             that a site shows now holds for the run, and all nodes must answer.
         tell: Hears, while sites are waited for, who is missing and why.
+        note: Hears how far a site's audit log is; not called in a rehearsal.
     """
     plan = arm.plan
     text = plan_toml(plan, with_simulation=False)
@@ -107,7 +109,7 @@ def open_federation(
     if keys is None:
         line = Line(grid, Verifier(), Presence(grid))
         return Federation(line, *roll_call(line, hello, federation.deadline_s))
-    line = Line(grid, Verifier(keys), Presence(grid, federation.rejoin_s))
+    line = Line(grid, Verifier(keys, note), Presence(grid, federation.rejoin_s))
     admission = Admission(line, hello, arm.train)
     admit(admission, enough=arm.min_sites, join_s=federation.join_s, tell=tell)
     return Federation(line, admission.node_of, admission.rosters, admission)

@@ -9,7 +9,7 @@ outlive the process: whoever resumes the run asks under the same nonce as before
 import logging
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from common.error_numbers import number_of
 from common.errors import ERROR_BASE, ContributionError
 from common.exchange import Order
 from common.parcel import Failure, OrderParcel, read_answer, write_order
@@ -109,6 +110,11 @@ class ParcelGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Connected nodes, and those that are reached by files."""
         return list(self.arrivals())
+
+    def by_file(self) -> Collection[int]:
+        """Nodes of sites without a line."""
+        self.arrivals()
+        return self._site_of.keys()
 
     def arrivals(self) -> Mapping[int, str]:
         """Node to the time at which it came; a site without a line is never away."""
@@ -203,11 +209,12 @@ class ParcelGrid(Grid):
         try:
             answer = read_answer(path, waiting, self._post.keys, key).content
         except ContributionError as error:  # the site's key is another one by now
-            code = ERROR_BASE + error.exit_code
-            return Message(Error(code, str(error)), reply_to=asked)
+            log.warning("%s", error)
+            lost = ContributionError(str(error), code="parcel")
+            return Message(Error(number_of(lost)), reply_to=asked)
         if isinstance(answer, Failure):  # Flower's own numbers are not a site's to say
             code = max(answer.code, ERROR_BASE)
-            return Message(Error(code, answer.reason), reply_to=asked)
+            return Message(Error(code), reply_to=asked)
         return Message(answer, reply_to=asked)
 
     def _look(self) -> None:

@@ -8,23 +8,33 @@ Not covered here: what the answer says. Sizes, norms and counts are checked wher
 folded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from common.errors import ContributionError, JoinError
 from common.exchange import Answer, Order, Roster
-from common.signing import Seal, asked_of, public_from_text, public_text, verify
+from common.signing import Mark, Seal, asked_of, public_from_text, public_text, verify
 
 Keys = Mapping[str, Ed25519PublicKey]
 """Site to verifying key."""
+Note = Callable[[str, Mark], None]
+"""Called with a site and how far its audit log is."""
 
 
 class Verifier:
     """Knows who signs for which site, and which orders were answered."""
 
-    def __init__(self, keys: Keys | None = None) -> None:
-        """Begin with the register's keys; unset: believe the roll call (rehearsals)."""
+    def __init__(
+        self, keys: Keys | None = None, note: Note = lambda site, mark: None
+    ) -> None:
+        """Begin with the register's keys; unset: believe the roll call (rehearsals).
+
+        Args:
+            keys: The register's.
+            note: Hears, with each answer that counts, how far its site's audit log is.
+        """
+        self._note = note
         self._registered = keys is not None
         self._keys = dict(keys or {})
         self._answered: set[str] = set()
@@ -49,6 +59,8 @@ class Verifier:
                 f"site {site!r} answered one order twice; the first answer counts",
                 code="duplicate",
             )
+        if seal.mark is not None:
+            self._note(site, seal.mark)
         self._answered.add(order.nonce)
         self._keys.setdefault(site, key)
 

@@ -1,5 +1,6 @@
 """One small hospital of pictures, taken in once, and services that work on it."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.audit import Left
 from client.open_site import open_cases
 from client.service import SiteCases, SiteService
 from client.site import SiteConfig, write_site
@@ -137,3 +139,23 @@ def order(plan: Plan, number: int, since: int, **changes: object) -> TrainOrder:
 
 def quiet(done: int, steps: int) -> None:
     """A progress callback that says nothing."""
+
+
+def left(number: int = 1, **changes: object) -> Left:
+    """What left with round `number`, for the audit log."""
+    given = {
+        "kind": "train",
+        "run": "run-1",
+        "round": number,
+        "plan": "ab" * 32,
+        "code": 0,
+        "bytes_in": 4000,
+        "bytes_out": 4000 + number,
+        "to": "hub.example.org:8443",
+        "what": "Update",
+        "digest": hashlib.sha256(bytes([number])).hexdigest(),
+        "policy": "cd" * 32,
+        "allowed": "approved 2026-03-01 12:00 UTC",
+        **changes,
+    }
+    return Left(**given)

@@ -22,9 +22,12 @@ from client.desk import (
     read_desk,
     resume,
 )
+from client.policy import Policy
 from common.errors import FedctError, PlanError, PolicyError, StoreError, UsageError
 from common.plan_file import plan_toml
 from tests.client.conftest import SLICES, slices
+
+AUTO = Policy(approve="auto")
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_an_approval_covers_one_digest_and_no_other(site):
 def test_what_was_denied_stays_denied_whatever_the_server_and_the_policy_say(site):
     entry = queue_plan(site, text(), "run-1")
     decide(site, entry.digest, "denied")
-    again = queue_plan(site, text(), "run-2", auto=True)
+    again = queue_plan(site, text(), "run-2", AUTO)
     assert (again.state, again.run) == ("denied", "run-1")
     assert not is_approved(site, entry.digest)
     with pytest.raises(PolicyError, match="denied"):
@@ -70,7 +73,7 @@ def test_what_was_denied_stays_denied_whatever_the_server_and_the_policy_say(sit
 
 
 def test_denying_an_approved_plan_takes_the_approval_back(site):
-    entry = queue_plan(site, text(), "run-1", auto=True)
+    entry = queue_plan(site, text(), "run-1", AUTO)
     assert entry.state == "approved"
     assert is_approved(site, entry.digest)
     decide(site, entry.digest, "denied")
@@ -102,7 +105,7 @@ def test_places_of_the_servers_machine_are_not_kept(site):
 )
 def test_what_is_no_plan_of_a_named_run_leaves_no_trace(site, plan, run, kind):
     with pytest.raises(kind):
-        queue_plan(site, plan, run, auto=True)
+        queue_plan(site, plan, run, AUTO)
     assert list(site.rglob("*.toml")) == []
     assert read_desk(site).plans == ()
 
@@ -148,13 +151,13 @@ def test_a_plan_that_was_changed_on_the_disk_can_not_be_approved(site):
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 2}', b'{"plan": []}'])
 def test_a_desk_that_can_not_be_read_approves_nothing(site, content):
-    entry = queue_plan(site, text(), "run", auto=True)
+    entry = queue_plan(site, text(), "run", AUTO)
     (site / "desk" / "desk.json").write_bytes(content)
     for ask in (lambda: is_approved(site, entry.digest), lambda: check_open(site)):
         with pytest.raises(StoreError, match="can't be read"):
             ask()
     with pytest.raises(StoreError):
-        queue_plan(site, text(), "run", auto=True)
+        queue_plan(site, text(), "run", AUTO)
     assert (site / "desk" / "desk.json").read_bytes() == content
 
 
@@ -196,7 +199,7 @@ def test_decisions_made_at_the_same_time_all_hold(site):
 
 
 def test_others_can_read_nothing(site):
-    queue_plan(site, text(), "run", auto=True)
+    queue_plan(site, text(), "run", AUTO)
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in site.rglob("*")}
     assert set(modes.values()) == {0o700, 0o600}, modes
 

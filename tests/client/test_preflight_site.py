@@ -8,22 +8,23 @@ from itertools import takewhile
 
 import pytest
 
+from client.audit import AUDIT, record_left
 from client.desk import decide, pause, queue_plan, resume
 from client.hub_road import hub_of
 from client.install import install, read_kit
 from client.joining import create_site
-from client.order_log import ORDERS, Served, record_order
 from client.preflight import preflight
 from client.preflight_row import run_checks
 from client.preflight_site import check_data, check_desk, check_rights, site_checks
-from client.site_file import HubAddress, SiteFile, read_site_file
+from client.site_file import SIGN_KEY, HubAddress, SiteFile, read_site_file
 from common.joining import read_exchanged
+from common.signing import make_signing_key
 from common.sources import Source
 from server.asked import read_request
 from server.authority import create_hub
 from server.enrol import enroll
 from server.hub import HubFile
-from tests.client.conftest import SLICES
+from tests.client.conftest import SLICES, left
 from tests.client.tls_hub import hub
 
 NOW = datetime.now(UTC)
@@ -123,10 +124,12 @@ def test_the_desk_tells_what_waits_and_whether_the_log_is_whole(tmp_path):
     pause(tmp_path, "x")
     assert check_desk(tmp_path).found == "paused: x"
     resume(tmp_path)
-    given = {"kind": "train", "run": "r", "round": 1, "plan": "p", "code": 0}
-    record_order(tmp_path, Served(**given, bytes_in=1, bytes_out=1, sha256=None))
-    text = (tmp_path / ORDERS).read_text()
-    (tmp_path / ORDERS).write_text(text.replace('"bytes_out":1', '"bytes_out":2'))
+    (tmp_path / "keys").mkdir()
+    key = make_signing_key(tmp_path / SIGN_KEY)
+    record_left(tmp_path, left(1), key)
+    assert "1 orders answered" in check_desk(tmp_path).found
+    text = (tmp_path / AUDIT).read_text()
+    (tmp_path / AUDIT).write_text(text.replace('"bytes_out":4001', '"bytes_out":2'))
     row = check_desk(tmp_path)
     assert (row.verdict, "line 1" in row.found) == ("FAIL", True)
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
     X25519PublicKey,
 )
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -104,8 +104,8 @@ def test_an_answer_arrives_to_the_bit(answer):
     assert delta.tobytes() == UPDATE.delta.tobytes()
 
 
-def test_a_failure_arrives_as_number_and_sentence(tmp_path):
-    failure = Failure(1053, "site is paused; ask again later")
+def test_a_failure_arrives_as_a_number(tmp_path):
+    failure = Failure(105302)
     path = tmp_path / "1.answer"
     parcel = AnswerParcel(ID, "north", "train", failure)
     write_answer(path, parcel, REPLY_TEXT, SITE)
@@ -120,8 +120,9 @@ def test_parcels_are_for_their_owner_alone_and_compressed(order, answer):
 
 def test_nothing_of_an_answer_can_be_read_on_the_way(tmp_path):
     path = tmp_path / "1.answer"
-    failure = Failure(1, "a sentence that is not for everybody")
-    parcel = AnswerParcel(ID, "north", "train", failure)
+    words = ConfigRecord({"text": "a sentence that is not for everybody"})
+    content = RecordDict({"facts": words})
+    parcel = AnswerParcel(ID, "north", "train", content)
     write_answer(path, parcel, REPLY_TEXT, SITE)
     first = path.read_bytes()
     write_answer(path, parcel, REPLY_TEXT, SITE)

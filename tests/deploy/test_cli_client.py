@@ -6,21 +6,27 @@ import os
 import pytest
 
 from client.activity import work_of
+from client.audit import AUDIT, record_left
 from client.control import serve_control
 from client.desk import is_approved, queue_plan, read_desk
 from client.desk_control import DeskControl
-from client.order_log import ORDERS, Served, record_order
-from client.site_file import HubAddress, SiteFile, site_toml
+from client.policy import Policy
+from client.site_file import SIGN_KEY, HubAddress, SiteFile, site_toml
 from common.errors import ControlError, StoreError, TransportError, UsageError
 from common.plan_file import parse_plan
+from common.signing import make_signing_key
 from common.sources import Source
 from deploy.site_tables import visible
+from tests.client.conftest import left
 from tests.deploy.conftest import SEGMENTATION
 from tests.deploy.test_cli import refused
 
 OTHER = SEGMENTATION.replace("steps = 3", "steps = 5").replace(
     "min_sites = 2", "min_sites = 3"
 )
+
+
+AUTO = Policy(approve="auto")
 
 
 @pytest.fixture
@@ -140,7 +146,7 @@ def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):
 
 
 def test_deny_refuses_and_takes_back(fedct, served):
-    digest = queue_plan(served, SEGMENTATION, "run-1", auto=True).digest
+    digest = queue_plan(served, SEGMENTATION, "run-1", AUTO).digest
     said = fedct("client", "approve", served, digest, "--deny", "--format", "json")
     assert json.loads(said.out)["state"] == "denied"
     assert not is_approved(served, digest)
@@ -158,31 +164,22 @@ def test_pause_and_resume(fedct, served):
 
 
 def test_audit_shows_what_left_and_finds_a_change(fedct, site):
+    (site / "keys").mkdir(mode=0o700)
+    key = make_signing_key(site / SIGN_KEY)
     for number in range(1, 4):
-        record_order(
-            site,
-            Served(
-                kind="train",
-                run="run-1",
-                round=number,
-                plan="ab" * 32,
-                code=0 if number < 3 else 31,
-                bytes_in=4000,
-                bytes_out=5000 + number,
-                sha256=f"{number}" * 64,
-            ),
-        )
+        code = 0 if number < 3 else 105302
+        record_left(site, left(number, code=code, digest=f"{number}" * 64), key)
     said = fedct("client", "audit", site, "--last", 2)
     assert said.code == 0
-    assert "OK: 3 orders" in said.out
+    assert "OK: 3 lines" in said.out
     assert "222222222222" in said.out
-    assert "error 31" in said.out
+    assert "error 53.2" in said.out
     assert "111111111111" not in said.out
     found = json.loads(fedct("client", "audit", site, "--format", "json").out)
     assert (found["count"], found["broken"]) == (3, None)
-    assert found["orders"][-1]["hash"] == found["last_hash"]
-    text = (site / ORDERS).read_text()
-    (site / ORDERS).write_text(text.replace("5002", "5000"))
+    assert found["lines"][-1]["hash"] == found["last_hash"]
+    text = (site / AUDIT).read_text()
+    (site / AUDIT).write_text(text.replace("4002", "4000"))
     said = fedct("client", "audit", site)
     assert said.code == StoreError.exit_code
     assert "line 2 is not the line that was written" in said.err

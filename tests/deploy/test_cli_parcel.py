@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.order_log import read_orders
+from client.audit import read_audit
 from common.errors import (
     ContributionError,
     EngineError,
@@ -153,7 +153,7 @@ def test_a_plan_has_to_be_approved_and_then_the_same_order_is_worked_on(place, f
     assert said.code == 0, said.err
     assert "north answers order 1 of run run; bring " in said.out
     assert order.with_suffix(".answer").exists()
-    log = read_orders(Path("north"))
+    log = read_audit(Path("north"))
     assert [(line.kind, line.code) for line in log.lines] == [
         ("hello", PolicyError.exit_code),
         ("hello", 0),

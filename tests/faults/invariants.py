@@ -1,14 +1,14 @@
 """What must hold after every run, whatever went wrong in it.
 
 I1  Each accepted update counts exactly once: a round has one row per site, the shares
-    of a closed round are those of the accepted cases, a site's order log has the order.
+    of a closed round are those of the accepted cases, a site's audit log has the order.
 I2  The model of a round is a function of the recorded site sets only: it is worked out
     again from them, to the bit (`tests.faults.oracle`).
 I3  A finite model is never replaced by one that is not: every checkpoint that is kept,
     and the model that is handed out.
 I4  After a resume the final model is that of the uninterrupted run with the same site
     sets: the same comparison, and the model on the disk is the journal's.
-I5  The chain of every site's order log holds.
+I5  The chain of every site's audit log holds.
 I6  No patient data at the hub or on the wire: every name, number, UID and file name of
     the sites' patients, in five spellings, is searched for in every file of the hub
     (runs, logs, SuperLink's database) and in all that the sites sent and received,
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from client.order_log import read_orders
+from client.audit import read_audit
 from common.parameters import digest_of
 from common.plan_file import load_plan
 from server.run_files import FINAL_FILE, PLAN_FILE
@@ -58,7 +58,7 @@ def check_invariants(run: Run) -> None:
         assert np.isfinite(best).all(), "I3: the model that is handed out"
         assert digest_of(best) in {e.record.model_digest for e in done}, "I4"
     for site in fed.sites.values():
-        assert read_orders(site.folder).broken is None, f"I5: {site.name}"
+        assert read_audit(site.folder).broken is None, f"I5: {site.name}"
     assert leaks(fed) == [], "I6"
 
 
@@ -72,12 +72,12 @@ def _counts_once(run: Run, record) -> None:
         share = row.cases / cases if row in counted else 0.0
         assert not closed or abs(row.weight - share) < 1e-12, "I1: shares"
     for row in counted:
-        orders = read_orders(run.fed.sites[row.site].folder).lines
+        orders = read_audit(run.fed.sites[row.site].folder).lines
         trained = [
             line
             for line in orders
             if (line.kind, line.round, line.code) == ("train", record.number, 0)
-            and line.run.endswith(run.folder.name)
+            and f"-{run.folder.name}-" in (line.run or "")
         ]
         assert trained, f"I1: {row.site} has no such order in its log"
 

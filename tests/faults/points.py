@@ -13,7 +13,7 @@ fault in while the processes run.
     place       where                                                  kinds
     begin       site: an order was accepted, no work done yet          all
     training    site: after a round's first step                       train
-    answer      site: the answer is made, not signed                   all
+    answer      site: the answer passed the gate, is not signed        all
     message     site: the signed message is about to be pushed         all
     order       hub: orders (a record for each site) go out            all
     checkpoint  hub: a checkpoint is about to be written               -
@@ -128,8 +128,9 @@ def in_site(places: Places, control: Path) -> None:
     from client import app, service
     from client.fleet import Fleet
 
-    work, train, push, send = (
+    work, let_out, train, push, send = (
         app._work,
+        app.let_out,
         service.train_round,
         Fleet.push,
         httpx.Client.send,
@@ -138,7 +139,11 @@ def in_site(places: Places, control: Path) -> None:
     def work_(folder: Path, order: Any) -> Any:
         places.order = order
         places.reach("begin", **_about(order))
-        return places.reach("answer", work(folder, order), **_about(order))
+        return work(folder, order)
+
+    def let_out_(folder: Path, order: Any, answer: Any, key: str) -> Any:
+        answer, grounds = let_out(folder, order, answer, key)
+        return places.reach("answer", answer, **_about(order)), grounds
 
     def train_(*args: Any, progress: Callable[[int, int], None], **more: Any) -> Any:
         def told(done: int, steps: int) -> None:
@@ -163,7 +168,8 @@ def in_site(places: Places, control: Path) -> None:
             wire.write(request.content + b"\n" + response.read() + b"\n")
         return response
 
-    app._work, service.train_round, Fleet.push = work_, train_, push_
+    app._work, app.let_out = work_, let_out_
+    service.train_round, Fleet.push = train_, push_
     httpx.Client.send = send_
 
 

@@ -1,6 +1,6 @@
 """What several rows do and look for."""
 
-from client.order_log import read_orders
+from client.audit import read_audit
 from tests.faults.federation import Federation, Run
 from tests.faults.hosts import Site, until
 
@@ -49,6 +49,6 @@ def trained(site: Site, run: Run, number: int) -> int:
     """How often the site's log says that it answered a round's order."""
     return sum(
         (line.kind, line.round, line.code) == ("train", number, 0)
-        and line.run.endswith(run.folder.name)
-        for line in read_orders(site.folder).lines
+        and f"-{run.folder.name}-" in (line.run or "")
+        for line in read_audit(site.folder).lines
     )

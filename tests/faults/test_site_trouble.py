@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pydicom
 
-from client.order_log import read_orders
-from common.errors import ContributionError, OutOfMemoryError
+from client.audit import read_audit
+from common.errors import ERROR_BASE, OutOfMemoryError
 from tests.faults.federation import Run
 from tests.faults.hosts import Site, until
 from tests.faults.invariants import check_invariants
@@ -56,8 +56,8 @@ def test_a_site_is_out_of_memory(fed, seen):
     check_invariants(run)
     assert run.accepted() == [WITHOUT_NORTH, ALL]
     assert north.pid("service") == pid
-    assert "ran out of memory with batches of 512 patches" in run.reason("north", 1)
-    assert _codes(north, run, 1) == [OutOfMemoryError.exit_code]
+    assert "ran out of memory for this plan's batches" in run.reason("north", 1)
+    assert _codes(north, run, 1) == [ERROR_BASE + OutOfMemoryError.exit_code]
     seen(f"refused: “{run.reason('north', 1)}”; the same process did the next round")
 
 
@@ -70,7 +70,7 @@ def test_a_site_is_killed_for_its_memory(fed, seen):
     run.finished()
     check_invariants(run)
     assert run.accepted() == [ALL, WITHOUT_NORTH, ALL]
-    assert "died 3 times in the middle of this order" in run.reason("north", 2)
+    assert "died several times in the middle of this order" in run.reason("north", 2)
     assert joined(north) == before + 3
     seen(
         f"killed 3 times, then refused after {run.journal()[1].record.seconds:.0f} s: "
@@ -123,8 +123,8 @@ def test_one_site_is_sent_another_model(fed, seen):
     check_invariants(run)
     assert run.accepted() == [ALL, WITHOUT_NORTH, WITHOUT_NORTH, ALL]
     assert [run.outcome("north", n) for n in (2, 3)] == ["failed", "refused"]
-    assert "is not the one announced for round 2" in run.reason("north", 2)
-    assert _codes(north, run, 2) == [ContributionError.exit_code]
+    assert "is not the one announced" in run.reason("north", 2)
+    assert _codes(north, run, 2) == [104002]
     assert "is not the one announced for round 2" in north.log("service")
     assert "signed an answer for model" in run.reason("north", 3)
     seen("; ".join(f"“{run.reason('north', n)}”" for n in (2, 3)))
@@ -132,10 +132,10 @@ def test_one_site_is_sent_another_model(fed, seen):
 
 def _codes(site: Site, run: Run, number: int) -> list[int]:
     """What the site's log says that it answered to a round's order."""
-    until(lambda: read_orders(site.folder).broken is None)
+    until(lambda: read_audit(site.folder).broken is None)
     return [
         line.code
-        for line in read_orders(site.folder).lines
+        for line in read_audit(site.folder).lines
         if (line.kind, line.round) == ("train", number)
-        and line.run.endswith(run.folder.name)
+        and f"-{run.folder.name}-" in (line.run or "")
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.order_log import read_orders
+from client.audit import read_audit
 from deploy import rehearsal
 from deploy.run_state import RUNS, read_run
 from server.record import RunRecord
@@ -122,7 +122,7 @@ def test_a_run_by_files_ends_bit_equal_though_its_hub_is_killed_meanwhile(
     (arm,) = RunRecord.model_validate_json(report).arms
     rows = [(row.site, row.outcome) for r in arm.rounds for row in r.sites]
     assert rows == [(OFFLINE, "accepted"), (ONLINE, "accepted")] * 2
-    log = read_orders(site)
+    log = read_audit(site)
     assert log.broken is None
     assert [line.kind for line in log.lines[-5:]] == [
         "hello",

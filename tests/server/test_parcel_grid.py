@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 
 from common.errors import ContributionError
 from common.exchange import Hello, TrainOrder
@@ -178,9 +178,9 @@ def test_another_question_is_another_order_and_takes_the_place_of_the_first(worl
 def test_a_failure_is_an_error_reply(world):
     grid = grid_of(world)
     message_id = push(grid, TRAIN)
-    bring(world, worked(world, world.orders()[0], Failure(1053, "site is paused")))
+    bring(world, worked(world, world.orders()[0], Failure(105302)))
     (reply,) = grid.pull_messages([message_id])
-    assert (reply.error.code, reply.error.reason) == (1053, "site is paused")
+    assert reply.error == Error(105302)
 
 
 def test_answers_of_rounds_in_the_journal_are_dropped(world):
@@ -385,7 +385,7 @@ def test_a_run_goes_on_without_a_site_that_declines_and_asks_it_again(
     assert order is not None
     time.sleep(0.5)
     assert orders_of(world.run)[-1].number == 1  # quorum is there; east is waited for
-    bring(world, worked(world, order, Failure(1053, "plan is denied")))
+    bring(world, worked(world, order, Failure(105301)))
     done.add(order.name)
     while next_order(world, pid, done) is not None:
         done.update(path.name for path in world.orders())

@@ -86,8 +86,9 @@ def test_n_of_m_stands_in_every_round(tmp_path):
         (lambda u: replace(u, plan_digest="x"), "refused", "plan x"),
         (lambda u: replace(u, site="north"), "refused", "answered as another site"),
         (lambda u: replace(u, control_delta=u.delta), "refused", "control variate"),
-        (lambda u: Error(1020, "out of memory"), "failed", "out of memory"),
-        (lambda u: Error(1020, "no\n\x1b[2Jround"), "failed", "no  [2Jround"),
+        (lambda u: Error(1032), "failed", "site ran out of memory"),
+        (lambda u: Error(105302, "no\n\x1b[2Jround"), "failed", "(error 53.2)"),
+        (lambda u: Error(9999, "no"), "failed", "that this hub does not know"),
         (lambda u: None, "late", "no answer by the deadline"),
     ],
 )
@@ -100,8 +101,9 @@ def test_a_bad_reply_is_refused_by_name_and_leaves_no_trace(
     assert row.outcome == outcome
     assert named in row.reason
     assert row.reason.isprintable()
+    assert "2Jround" not in row.reason
     assert row.weight == 0
-    gone = ScriptedGrid(CASES, {("west", 2): lambda u: Error(1, "gone")})
+    gone = ScriptedGrid(CASES, {("west", 2): lambda u: Error(1001)})
     _, without = run(tmp_path / "gone", gone)
     assert model.tobytes() == without.tobytes()
 
@@ -144,8 +146,8 @@ def test_below_quorum_the_round_is_void_and_the_model_unchanged(tmp_path):
 
 
 def test_a_run_without_any_closed_round_says_what_the_sites_said(tmp_path):
-    twists = {(s, r): lambda u: Error(1, "no disk") for s in CASES for r in (1, 2, 3)}
-    with pytest.raises(RunError, match="no disk"):
+    twists = {(s, r): lambda u: Error(1024) for s in CASES for r in (1, 2, 3)}
+    with pytest.raises(RunError, match="site's disk is full"):
         run(tmp_path, ScriptedGrid(CASES, twists))
 
 

@@ -1,0 +1,268 @@
+"""`audit.jsonl`: one line for everything that left this hospital, or was refused.
+
+Each line says what left, how large it was, its digest, to whom, and why it was allowed:
+under which plan and which policy. It holds the hash of the line before and its own, and
+the site's signature under that (Ed25519), so that a line which was changed, taken out,
+put in or moved shows, and nobody without the site's key can write the file anew. A line
+is on the disk before the answer leaves. What a power failure cut in mid-line belongs to
+an answer that never left; the next line says how many such bytes it replaced.
+
+Lines taken off the end show too: the hash of an answer's line is in the answer's seal
+(`common.signing`), so the hub knows how far the log was, and signs that for whoever
+asks (`server.witness`).
+
+Not covered here: who can read the site's key, as root can. He can write the whole file
+anew, but not what the hub has seen of it.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from client.private_files import FILE_MODE, sync_folder
+from client.site_file import SIGN_KEY
+from common.canonical import items
+from common.errors import StoreError
+from common.keys import read_signing_key
+from common.signing import Mark
+
+AUDIT = "audit.jsonl"
+FIRST = "0" * 64
+"""What stands for the hash before the first line."""
+_LINE_BYTES = 4096
+"""Longer than any line."""
+_PURPOSE = "fedct audit line"
+"""Keeps these signatures apart from all others that the same key makes."""
+
+Kind = Literal["hello", "train", "judge", "unknown"]
+Short = Annotated[str, BeforeValidator(lambda text: text[:64])]
+"""A word of a server's, cut after 64 characters."""
+
+
+class Left(BaseModel):
+    """What was answered to one order; without what chains it to the others."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    """What was asked; unknown if it was no order."""
+    run: Short | None
+    """Id of the run."""
+    round: int | None
+    """Its round; unset for an introduction."""
+    plan: Short | None
+    """Digest of the plan that the order named."""
+    to: str
+    """Address of the hub."""
+    what: str
+    """Kind of the answer, or "error"."""
+    code: int
+    """0, or the number that was answered (`common.error_numbers`)."""
+    bytes_in: int
+    """Of the order's arrays."""
+    bytes_out: int
+    """Of the answer's arrays."""
+    digest: str | None
+    """`digest_of_answer` of what left; unset when nothing but the number did."""
+    policy: str | None
+    """Digest of the policy that allowed it (`client.policy`)."""
+    allowed: str | None
+    """How the plan was approved: "engineer 2026-03-01 12:00 UTC", "listed" or "auto";
+    unset for an error."""
+
+
+class Line(Left):
+    """A line of the file."""
+
+    number: int
+    """From 1."""
+    time: datetime
+    """By this machine's clock, UTC."""
+    torn_bytes: int = 0
+    """Bytes of an unfinished line that stood in this one's place."""
+    before: str
+    """Hash of the line before."""
+    hash: str
+    """SHA-256 of this line's JSON with this key and the next one empty."""
+    signature: str
+    """Of the site's key over the hash (`statement`), hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """The lines of a file, as far as they hold together."""
+
+    lines: tuple[Line, ...]
+    """In order; up to the first broken one."""
+    broken: str | None
+    """What is wrong with which line; unset when nothing is."""
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line."""
+        return self.lines[-1].hash if self.lines else FIRST
+
+
+def record_left(folder: Path, left: Left, key: Ed25519PrivateKey) -> Line:
+    """Append one line, signed and durably.
+
+    Raises:
+        StoreError: It can't be written, or the line before is broken. The answer must
+            not leave then. `code` is "audit".
+    """
+    path = folder / AUDIT
+    try:
+        fresh = not path.exists()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(path, flags, FILE_MODE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            line = _append(descriptor, left, key)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if fresh:
+            sync_folder(folder)
+    except OSError as error:
+        raise StoreError(
+            f"site can't write {AUDIT} ({error.strerror}), expected a disk with room; "
+            "nothing was sent",
+            code="audit",
+        ) from error
+    return line
+
+
+def read_log(path: Path, key: Ed25519PublicKey) -> Log:
+    """Every line, and whether the chain holds. A line being written now is left out.
+
+    Args:
+        path: The file, or a copy of it.
+        key: The site's.
+
+    Raises:
+        StoreError: The file can't be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"{path.name} can't be read ({error.strerror}), expected a file that this "
+            "user may read"
+        ) from error
+    lines: list[Line] = []
+    before = FIRST
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+        line = _parse(text)
+        if line is None or line.number != number:
+            return Log(tuple(lines), f"line {number} is not the line that was written")
+        if line.before != before:
+            return Log(tuple(lines), f"line {number} does not follow the one before")
+        if not _is_signed(line, key):
+            return Log(tuple(lines), f"line {number} is not signed by the site's key")
+        lines.append(line)
+        before = line.hash
+    return Log(tuple(lines), None)
+
+
+def read_audit(folder: Path) -> Log:
+    """The log of a site's own folder, checked by its own key.
+
+    Raises:
+        StoreError: The file can't be read.
+        JoinError: The key can't.
+    """
+    path = folder / AUDIT
+    if not path.exists():
+        return Log((), None)
+    return read_log(path, read_signing_key(folder / SIGN_KEY).public_key())
+
+
+def missing(log: Log, marks: Sequence[Mark]) -> str | None:
+    """What of a log that others have seen is not in it any more; none, if all is.
+
+    Args:
+        log: Whose chain holds.
+        marks: What was seen, in any order.
+    """
+    for mark in sorted(marks, key=lambda mark: mark.number):
+        if mark.number > len(log.lines):
+            return (
+                f"it ends with line {len(log.lines)}, but the hub has seen line "
+                f"{mark.number}: lines were cut off"
+            )
+        if log.lines[mark.number - 1].hash != mark.hash:
+            return f"line {mark.number} is not the one that the hub has seen"
+    return None
+
+
+def statement(line_hash: str) -> bytes:
+    """What is signed for a line."""
+    return items({"purpose": _PURPOSE, "hash": line_hash})
+
+
+def _append(descriptor: int, left: Left, key: Ed25519PrivateKey) -> Line:
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, 2 * _LINE_BYTES, max(0, size - 2 * _LINE_BYTES))
+    torn = len(tail) - (tail.rfind(b"\n") + 1)
+    whole = tail[: len(tail) - torn].splitlines()
+    last = _parse(whole[-1]) if whole else None
+    if last is None and (whole or size > torn):
+        raise StoreError(
+            f"site found a broken last line in {AUDIT}, expected what it wrote; keep "
+            "the file, find out who changed it, and move it away to go on",
+            code="audit",
+        )
+    line = _hashed(
+        Line(
+            **left.model_dump(),
+            number=1 if last is None else last.number + 1,
+            time=datetime.now(UTC),
+            torn_bytes=torn,
+            before=FIRST if last is None else last.hash,
+            hash="",
+            signature="",
+        )
+    )
+    signature = key.sign(statement(line.hash)).hex()
+    line = line.model_copy(update={"signature": signature})
+    os.ftruncate(descriptor, size - torn)
+    content = line.model_dump_json().encode() + b"\n"
+    if os.pwrite(descriptor, content, size - torn) != len(content):
+        raise OSError(28, "no room for a whole line")
+    return line
+
+
+def _hashed(line: Line) -> Line:
+    blank = line.model_copy(update={"hash": "", "signature": ""})
+    digest = hashlib.sha256(blank.model_dump_json().encode()).hexdigest()
+    return line.model_copy(update={"hash": digest})
+
+
+def _is_signed(line: Line, key: Ed25519PublicKey) -> bool:
+    try:
+        key.verify(bytes.fromhex(line.signature), statement(line.hash))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _parse(text: bytes) -> Line | None:
+    """The line, if it is byte for byte what was written."""
+    try:
+        line = Line.model_validate_json(text)
+    except ValidationError:
+        return None
+    same = line.model_dump_json().encode() == text and _hashed(line) == line
+    return line if same else None

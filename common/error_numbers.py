@@ -1,0 +1,63 @@
+"""The numbers by which a site says that an order was not done, and no more.
+
+A sentence can hold what must not leave a hospital, whoever wrote it and with whatever
+care; a number out of this table can't. The sentence stays in the site's own log; the
+hub has one of its own for every number (`server.error_sentences`).
+
+An error travels as `ERROR_BASE` plus its exit code. Where the hub can do more with
+knowing which check it was, the check's number stands behind that in two digits: 1053 is
+any no of a hospital's policy, 105302 says that the site is paused. People read 53.2.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from common.errors import ERROR_BASE, FedctError
+
+UNFORESEEN: Final = ERROR_BASE + FedctError.exit_code
+"""What stands for every failure that is none of ours."""
+
+CHECKS: Final[Mapping[tuple[int, str], int]] = {
+    (23, "note"): 1,
+    (23, "state"): 2,
+    (23, "audit"): 3,
+    (40, "plan"): 1,
+    (40, "model"): 2,
+    (40, "layout"): 3,
+    (40, "run"): 4,
+    (40, "parcel"): 5,
+    (53, "approval"): 1,
+    (53, "paused"): 2,
+    (53, "queue"): 3,
+    (53, "hours"): 4,
+    (53, "rounds"): 5,
+    (53, "cohort"): 6,
+    (53, "masks"): 7,
+    (53, "dp"): 8,
+    (53, "clip"): 9,
+    (53, "budget"): 10,
+    (53, "kind"): 11,
+    (53, "schema"): 12,
+    (54, "died"): 1,
+}
+"""Exit code and `FedctError.code` to the number of the check; a number is never given
+to another check."""
+
+
+def number_of(error: FedctError) -> int:
+    """What an error travels as."""
+    kind = ERROR_BASE + error.exit_code
+    check = CHECKS.get((error.exit_code, error.code or ""))
+    return kind if check is None else 100 * kind + check
+
+
+def parts_of(number: int) -> tuple[int, int | None]:
+    """The exit code, and the number of the check, in what came; any integer will do."""
+    kind, check = divmod(number, 100) if number >= 100 * ERROR_BASE else (number, None)
+    return kind - ERROR_BASE, check
+
+
+def spoken(number: int) -> str:
+    """As people read it: 53.2."""
+    exit_code, check = parts_of(number)
+    return str(exit_code) if check is None else f"{exit_code}.{check}"

@@ -1,0 +1,204 @@
+"""The audit log shows what was changed, by whomever, and survives being cut."""
+
+import hashlib
+import itertools
+import json
+import resource
+import threading
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.audit import AUDIT, FIRST, missing, read_audit, record_left, statement
+from client.private_files import write_private
+from client.site_file import SIGN_KEY
+from common.errors import JoinError, StoreError
+from common.keys import private_pem
+from common.signing import Mark
+from tests.client.conftest import left
+
+KEY, OTHERS_KEY = (Ed25519PrivateKey.from_private_bytes(32 * b) for b in (b"a", b"b"))
+
+
+@pytest.fixture(autouse=True)
+def _key(tmp_path):
+    (tmp_path / "keys").mkdir(mode=0o700)
+    write_private(tmp_path / SIGN_KEY, private_pem(KEY))
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log of five answers."""
+    for number in range(1, 6):
+        record_left(tmp_path, left(number), KEY)
+    return tmp_path
+
+
+def lines(folder) -> list[bytes]:
+    return (folder / AUDIT).read_bytes().splitlines(keepends=True)
+
+
+def test_an_untouched_log_holds_and_says_what_left(log):
+    found = read_audit(log)
+    assert found.broken is None
+    assert [line.number for line in found.lines] == [1, 2, 3, 4, 5]
+    assert [line.bytes_out for line in found.lines] == [4001, 4002, 4003, 4004, 4005]
+    assert found.lines[0].before == FIRST
+    assert all(b.before == a.hash for a, b in itertools.pairwise(found.lines))
+    assert (log / AUDIT).stat().st_mode & 0o777 == 0o600
+
+
+def test_the_hash_of_a_line_and_its_signature_can_be_checked_by_others(log):
+    line = json.loads(lines(log)[2])
+    own, signature = line.pop("hash"), line.pop("signature")
+    text = json.dumps({**line, "hash": "", "signature": ""}, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == own
+    KEY.public_key().verify(bytes.fromhex(signature), statement(own))
+
+
+def test_every_byte_that_is_changed_is_found(log):
+    whole = (log / AUDIT).read_bytes()
+    starts = [0, *itertools.accumulate(map(len, lines(log)))]
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        (log / AUDIT).write_bytes(changed)
+        number = sum(start <= place for start in starts)
+        found = read_audit(log)
+        assert found.broken is not None, place
+        assert found.broken.startswith(f"line {number} "), place
+        assert len(found.lines) == number - 1
+
+
+@pytest.mark.parametrize(
+    ("harm", "broken"),
+    [
+        (lambda x: [x[0], *x[2:]], 2),
+        (lambda x: x[1:], 1),
+        (lambda x: [x[0], x[2], x[1], *x[3:]], 2),
+        (lambda x: [x[0], x[0], *x[1:]], 2),
+        (lambda x: [*x, x[-1]], 6),
+        (lambda x: [x[0], b"\n", *x[1:]], 2),
+    ],
+)
+def test_lines_taken_out_moved_or_repeated_are_found(log, harm, broken):
+    (log / AUDIT).write_bytes(b"".join(harm(lines(log))))
+    assert read_audit(log).broken.startswith(f"line {broken} ")
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_a_line_cut_by_a_power_failure_is_replaced_and_counted(log, cut):
+    whole = (log / AUDIT).read_bytes()
+    record_left(log, left(6), KEY)
+    (log / AUDIT).write_bytes((log / AUDIT).read_bytes()[: len(whole) + cut])
+    assert len(read_audit(log).lines) == 5
+    line = record_left(log, left(7), KEY)
+    assert (line.number, line.round, line.torn_bytes) == (6, 7, cut)
+    assert (log / AUDIT).read_bytes().startswith(whole)
+    assert read_audit(log).broken is None
+
+
+def test_a_long_torn_line_leaves_nothing_behind_a_short_one(log):
+    record_left(log, left(6, run="r" * 64, bytes_in=10**15), KEY)
+    (log / AUDIT).write_bytes((log / AUDIT).read_bytes()[:-1])
+    record_left(log, left(6, run="r", digest=None), KEY)
+    found = read_audit(log)
+    assert (len(found.lines), found.broken) == (6, None)
+    assert (log / AUDIT).read_bytes().endswith(b"}\n")
+
+
+def hashed(text: bytes, before: str, **changes: object) -> tuple[bytes, str]:
+    """A line with other content, and with the hashes that it must have then."""
+    line = {**json.loads(text), **changes, "before": before}
+    blank = {**line, "hash": "", "signature": ""}
+    digest = hashlib.sha256(json.dumps(blank, separators=(",", ":")).encode())
+    line["hash"] = digest.hexdigest()
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n", line["hash"]
+
+
+def test_a_line_that_was_hashed_anew_is_not_signed(log):
+    kept = lines(log)
+    kept[1], _ = hashed(kept[1], json.loads(kept[0])["hash"], bytes_out=1)
+    (log / AUDIT).write_bytes(b"".join(kept))
+    assert read_audit(log).broken == "line 2 is not signed by the site's key"
+
+
+def test_a_whole_log_that_was_hashed_anew_is_not_signed(log):
+    forged, before = [], FIRST
+    for text in lines(log):
+        line, before = hashed(text, before, to="elsewhere:1")
+        forged.append(line)
+    (log / AUDIT).write_bytes(b"".join(forged))
+    assert read_audit(log).broken == "line 1 is not signed by the site's key"
+
+
+def test_a_log_that_was_signed_by_another_key_is_not_the_site_s(log):
+    (log / AUDIT).unlink()
+    record_left(log, left(1), OTHERS_KEY)
+    assert read_audit(log).broken == "line 1 is not signed by the site's key"
+    (log / SIGN_KEY).unlink()
+    with pytest.raises(JoinError, match="can't be read"):
+        read_audit(log)
+
+
+def test_lines_cut_off_the_end_are_missed_by_who_has_seen_them(log):
+    whole = read_audit(log)
+    marks = [Mark(line.number, line.hash) for line in whole.lines]
+    assert missing(whole, marks) is None
+    (log / AUDIT).write_bytes(b"".join(lines(log)[:3]))
+    cut = read_audit(log)
+    assert cut.broken is None  # the file alone can't tell
+    assert missing(cut, marks[:3]) is None
+    assert missing(cut, marks[4:]) == (
+        "it ends with line 3, but the hub has seen line 5: lines were cut off"
+    )
+    record_left(log, left(4, bytes_out=1), KEY)  # by somebody who has the key
+    record_left(log, left(5), KEY)
+    anew = read_audit(log)
+    assert anew.broken is None
+    assert missing(anew, marks) == "line 4 is not the one that the hub has seen"
+
+
+def test_after_a_broken_last_line_nothing_is_left(log):
+    whole = (log / AUDIT).read_bytes()
+    (log / AUDIT).write_bytes(whole.replace(b'"bytes_out":4005', b'"bytes_out":4'))
+    with pytest.raises(StoreError, match="broken last line"):
+        record_left(log, left(6), KEY)
+
+
+def test_orders_recorded_by_several_threads_form_one_chain(tmp_path):
+    threads = [
+        threading.Thread(target=record_left, args=(tmp_path, left(n), KEY))
+        for n in range(1, 9)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = read_audit(tmp_path)
+    assert found.broken is None
+    assert sorted(line.round for line in found.lines) == list(range(1, 9))
+
+
+def test_a_disk_that_takes_half_a_line_refuses_and_goes_on_later(log):
+    size = (log / AUDIT).stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, limits[1]))
+    try:
+        with pytest.raises(StoreError, match="nothing was sent"):
+            record_left(log, left(6), KEY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert record_left(log, left(6), KEY).torn_bytes == 100
+    assert read_audit(log).broken is None
+
+
+def test_words_of_a_server_are_cut(tmp_path):
+    line = record_left(tmp_path, left(run="\x1b" * 9999, plan="p" * 9999), KEY)
+    assert (len(line.run), len(line.plan)) == (64, 64)
+    assert record_left(tmp_path, left(2), KEY).number == 2
+    assert read_audit(tmp_path).broken is None
+
+
+def test_a_site_that_served_nothing_has_an_empty_log(tmp_path):
+    assert read_audit(tmp_path).lines == ()
