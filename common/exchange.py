@@ -1,15 +1,22 @@
-"""What server and site say to each other: three questions and their answers.
+"""What server and site say to each other: questions and their answers.
 
     Hello        -> Roster        who are you, and how many cases do you have
     TrainOrder   -> Update        train from this model; what changed
     JudgeOrder   -> Judgement     how good is this model on your patients
 
-That is the whole narrow interface of a site (`client.service.SiteService`): order in,
-answer out. Orders name run, plan and round, so that a site can refuse what it did not
-approve, and the site state to begin from, so that a repeated round starts where the
-first try did. Each order has a nonce of its own, which the answer's seal repeats
-(`common.signing`), so that no answer counts for another order. Answers hold numbers
-only, but for the site's name, version and key.
+Where the plan has secure aggregation, no Update leaves, and there are besides:
+
+    KeysOrder    -> RoundKeys     make keys for this round, with these sites
+    SharesOrder  -> SealedShares  here are all keys; share your secrets out
+    TrainOrder   -> MaskedUpdate  with the shares that are meant for this site
+    OpenOrder    -> Opening       these sites are in the sum; open it
+
+That is the whole narrow interface of a site (`client.service.SiteService`, and
+`client.masking` for the masks): order in, answer out. Orders name run, plan and round,
+so that a site can refuse what it did not approve, and the site state to begin from, so
+that a repeated round starts where the first try did. Each order has a nonce of its own,
+which the answer's seal repeats (`common.signing`), so that no answer counts for another
+order. Answers hold numbers only, but for the site's name, version, keys and shares.
 """
 
 import re
@@ -19,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt16, UInt32
 
 from common.contract import CONTRACT, FEDCT
 
@@ -98,6 +105,9 @@ class TrainOrder:
     """`digest_of(model)`, so that a site notices another model than its peers'."""
     control: Float32[np.ndarray, " P"] | None = None
     """SCAFFOLD's server control variate c."""
+    sealed: Mapping[str, bytes] = field(default_factory=dict)
+    """Sender to the share sealed for this site (`common.secagg`). Where there are any,
+    the update leaves under masks; in the clear otherwise."""
     nonce: str = field(default_factory=fresh_nonce)
     """Random, and new for every order."""
 
@@ -166,5 +176,133 @@ class Judgement:
     """Name to additive vector; empty when the site has no such cases."""
 
 
-Order = Hello | TrainOrder | JudgeOrder
-Answer = Roster | Update | Judgement
+# --- secure aggregation -----------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class KeysOrder:
+    """Make keys for a round; the first turn of a set-up."""
+
+    run: str
+    """Id of the run."""
+    plan_digest: str
+    """Canonical hash of the plan."""
+    round: int
+    """The round that they are for."""
+    members: Mapping[str, str]
+    """The roster: site to verifying key, 64 hexadecimal digits."""
+    weight_cap: int
+    """Largest weight of a site."""
+    size: int
+    """P, the length of an update."""
+    nonce: str = field(default_factory=fresh_nonce)
+    """Random, and new for every order."""
+
+
+@dataclass(frozen=True, eq=False)
+class RoundKeys:
+    """A site's keys of a round."""
+
+    site: str
+    """Name of the site."""
+    round: int
+    """The order's round."""
+    keys: bytes
+    """`secagg.keys.Announcement.pack`."""
+
+
+@dataclass(frozen=True, eq=False)
+class SharesOrder:
+    """Share the secrets of a round out; the second turn of a set-up."""
+
+    run: str
+    """Id of the run."""
+    plan_digest: str
+    """Canonical hash of the plan."""
+    round: int
+    """The round that they are for."""
+    keys: Mapping[str, bytes]
+    """Site to `RoundKeys.keys`, of all who take part."""
+    nonce: str = field(default_factory=fresh_nonce)
+    """Random, and new for every order."""
+
+
+@dataclass(frozen=True, eq=False)
+class SealedShares:
+    """A site's shares, each sealed for its receiver; the server can open none."""
+
+    site: str
+    """Name of the site."""
+    round: int
+    """The order's round."""
+    sealed: Mapping[str, bytes]
+    """Receiver to sealed share."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedUpdate:
+    """What a site hands back after training, under masks."""
+
+    site: str
+    """Name of the site."""
+    round: int
+    """The order's round."""
+    plan_digest: str
+    """The order's plan."""
+    masked: UInt32[np.ndarray, " L"] | UInt16[np.ndarray, " L"]
+    """Update and weight in fixed point, plus masks (`secagg.fixed_point`)."""
+    loss: float
+    """Mean training loss over the steps."""
+    steps: int
+    """Optimiser steps taken."""
+    train_s: float
+    """Seconds spent in optimiser steps."""
+    accepted: int
+    """N of the site's intake."""
+    found: int
+    """M of the site's intake."""
+    next_keys: bytes
+    """Its keys of the next round, in case the same sites go on."""
+
+
+@dataclass(frozen=True, eq=False)
+class OpenOrder:
+    """Help to open the sum of a round, and get ready for the next."""
+
+    run: str
+    """Id of the run."""
+    plan_digest: str
+    """Canonical hash of the plan."""
+    round: int
+    """The round whose sum is meant."""
+    survivors: tuple[str, ...]
+    """Sites whose masked updates are in the sum."""
+    agreed: Mapping[str, bytes] = field(default_factory=dict)
+    """Site to its signature under the survivors. Needed where they are not all who
+    took part: a site first signs what it was told, then sees that others were told the
+    same, and only then releases anything."""
+    next_keys: Mapping[str, bytes] = field(default_factory=dict)
+    """Site to `MaskedUpdate.next_keys`; empty where the next round is set up anew."""
+    nonce: str = field(default_factory=fresh_nonce)
+    """Random, and new for every order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Opening:
+    """A site's part in opening a sum: its word first, or its shares."""
+
+    site: str
+    """Name of the site."""
+    round: int
+    """The order's round."""
+    agreement: bytes = b""
+    """Its signature under the survivors; empty where shares stand."""
+    shares: Mapping[str, bytes] = field(default_factory=dict)
+    """Site to a share of its seed or of its mask key, never both; empty where the
+    signature stands."""
+    sealed: Mapping[str, bytes] = field(default_factory=dict)
+    """Receiver to sealed share for the next round, if its keys came along."""
+
+
+Order = Hello | TrainOrder | JudgeOrder | KeysOrder | SharesOrder | OpenOrder
+Answer = Roster | Update | Judgement | RoundKeys | SealedShares | MaskedUpdate | Opening

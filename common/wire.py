@@ -11,13 +11,13 @@ read, so that its vectors would stay in memory until the garbage collector happe
 pass. Records are therefore taken out by key, and freed with their last reference.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64
 
 from common.contract import check_contract
 from common.errors import ContributionError
@@ -35,7 +35,11 @@ _STYPE = "fedct.raw"
 _SPEAKERS: Mapping[type, str] = {Hello: "hub", Roster: "site"}
 """Messages that open the talk, so they must be understood by an older or newer side as
 far as their contract, whatever else is in them."""
-_VECTOR_FIELDS = ("model", "delta", "control", "control_delta")
+_VECTOR_FIELDS = ("model", "delta", "control", "control_delta", "masked")
+_TYPES: Mapping[str, tuple[str, ...]] = {"masked": ("<u4", "<u2")}
+"""Vector fields that are not little-endian float32."""
+_NAMED: Mapping[object, type] = {Mapping[str, bytes]: bytes, Mapping[str, str]: str}
+"""Fields that hold something per site, which stands as a fact of its own."""
 
 T = TypeVar("T", bound=Order | Answer)
 
@@ -75,13 +79,16 @@ def _encode(message: Order | Answer, copied: dict[int, Array]) -> RecordDict:
         if field.name in _VECTOR_FIELDS:
             if value is not None:
                 if id(value) not in copied:
-                    copied[id(value)] = _to_array(value, "<f4")
+                    dtype = value.dtype.str if field.name in _TYPES else "<f4"
+                    copied[id(value)] = _to_array(value, dtype)
                 vectors[field.name] = copied[id(value)]
         elif field.name == "sums":
             for name, vector in value.items():
                 facts[_SUM + name] = np.ascontiguousarray(vector, "<f8").tobytes()
+        elif field.type in _NAMED:
+            facts |= {f"{field.name} {name}": one for name, one in value.items()}
         else:
-            facts[field.name] = value
+            facts[field.name] = list(value) if isinstance(value, tuple) else value
     record = RecordDict({_FACTS: ConfigRecord(_set(facts))})
     if vectors:
         record[_VECTORS] = _group(vectors)
@@ -131,12 +138,17 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
     for field in fields(kind):
         if field.name in _VECTOR_FIELDS:
             array = arrays.pop(field.name, None)
-            values[field.name] = None if array is None else _from_array(array, "<f4")
+            types = _TYPES.get(field.name, ("<f4",))
+            values[field.name] = None if array is None else _from_array(array, types)
         elif field.name == "sums":
             values["sums"] = _sums(facts)
+        elif field.type in _NAMED:
+            values[field.name] = _named(facts, field.name, _NAMED[field.type], kind)
+        elif field.type == tuple[str, ...]:
+            values[field.name] = _names(facts, field.name, kind)
         else:
             values[field.name] = _fact(facts, field.name, field.type, kind)
-    for name in ("model", "delta"):
+    for name in ("model", "delta", "masked"):
         if name in values and values[name] is None:
             raise ContributionError(f"{kind.__name__} came without its {name}")
     if facts or arrays:
@@ -145,6 +157,25 @@ def from_record(record: RecordDict, kind: type[T]) -> T:
             f"{sorted([*facts, *arrays])}; are both sides of one FedCT version?"
         )
     return kind(**values)
+
+
+def order_in(record: RecordDict) -> Order:
+    """The order in a record, of whatever kind it says it is.
+
+    Raises:
+        VersionError: The talk is opened by another contract.
+        ContributionError: It is none, or malformed.
+    """
+    found = record.get(_FACTS)
+    name = found.get("kind") if isinstance(found, ConfigRecord) else None
+    for kind in get_args(Order):
+        if kind.__name__ == name:
+            order: Order = from_record(record, kind)
+            return order
+    raise ContributionError(
+        "a message came that is no order, expected one; are both sides of one FedCT "
+        "version?"
+    )
 
 
 def seal_in(record: RecordDict) -> Seal:
@@ -185,7 +216,7 @@ def _mark(facts: dict[str, Any]) -> Mark | None:
 
 
 def payload_bytes(record: RecordDict) -> int:
-    """Bytes of all arrays and sums of a record, without headers of the transport."""
+    """Bytes of all arrays, sums, keys and shares of a record, without any headers."""
     arrays = sum(
         len(array.data)
         for arrays in record.values()
@@ -194,11 +225,7 @@ def payload_bytes(record: RecordDict) -> int:
     )
     facts = record.get(_FACTS)
     known = facts.items() if isinstance(facts, ConfigRecord) else ()
-    return arrays + sum(
-        len(value)
-        for name, value in known
-        if name.startswith(_SUM) and isinstance(value, bytes)
-    )
+    return arrays + sum(len(value) for _, value in known if isinstance(value, bytes))
 
 
 def _arrays(record: RecordDict, key: str) -> dict[str, Array]:
@@ -218,6 +245,27 @@ def _sums(facts: dict[str, Any]) -> dict[str, Float64[np.ndarray, " N"]]:
             )
         found[key.removeprefix(_SUM)] = np.frombuffer(value, dtype="<f8")
     return found
+
+
+def _named(
+    facts: dict[str, Any], field: str, expected: type, kind: type[object]
+) -> dict[str, Any]:
+    """Take a field that holds something per site out of the facts."""
+    found = {}
+    for key in [name for name in facts if name.startswith(f"{field} ")]:
+        site = key.removeprefix(f"{field} ")
+        found[site] = _fact(facts, key, expected, kind)
+    return found
+
+
+def _names(facts: dict[str, Any], field: str, kind: type[object]) -> tuple[str, ...]:
+    """Take a list of names out of the facts."""
+    value = facts.pop(field, None)
+    if not isinstance(value, list) or not all(type(one) is str for one in value):
+        raise ContributionError(
+            f"{kind.__name__}.{field} came as {type(value).__name__}, expected names"
+        )
+    return tuple(value)
 
 
 def _set(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +294,8 @@ def _to_array(vector: np.ndarray, dtype: str) -> Array:
     return Array(dtype, tuple(data.shape), _STYPE, data.tobytes())
 
 
-def _from_array(array: Array, dtype: str) -> Float32[np.ndarray, " P"]:
+def _from_array(array: Array, types: Sequence[str]) -> np.ndarray:
+    dtype = array.dtype if array.dtype in types else types[0]
     shape = tuple(array.shape)
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if (array.dtype, array.stype, len(shape), len(array.data)) != (

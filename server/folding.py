@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,11 +20,19 @@ from server.server_step import ServerState
 log = logging.getLogger("fedct.run")
 
 
+class Mean(Protocol):
+    """Whatever came of a round."""
+
+    def mean(self) -> Float32[np.ndarray, " P"]:
+        """The round's update; see `WeightedMean.mean`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Folded:
     """What the replies of a round add up to."""
 
-    mean: Aggregate
+    mean: Mean
     """The mean so far, or what the plan has in its place; reading it may find the round
     below quorum."""
     rows: tuple[SiteRound, ...]

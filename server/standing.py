@@ -6,6 +6,7 @@ is sent, the grid may say how it stands already: under which nonce, and how long
 waited for.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -40,6 +41,14 @@ class KeepsOrders(Protocol):
             order: What.
             fresh: Whether an answer to an earlier asking of the same won't do.
         """
+
+
+@runtime_checkable
+class ReachesByFile(Protocol):
+    """A grid some of whose nodes have no live line."""
+
+    def by_file(self) -> Collection[int]:
+        """Those nodes."""
 
 
 def stand(

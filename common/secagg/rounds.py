@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PublicKey,
 )
 
-from common.canonical import items
+from common.canonical import Scalar, items
 from common.errors import ContributionError
 from common.secagg.fixed_point import Masked
 from common.secagg.keys import (
@@ -50,8 +50,16 @@ def mask(
 # --- who is in the sum ------------------------------------------------------------
 
 
-def check_survivors(keys: KeySet, site: str, survivors: tuple[str, ...]) -> None:
+def check_survivors(
+    keys: KeySet, site: str, survivors: tuple[str, ...], min_cohort: int = 0
+) -> None:
     """Refuse a set whose sum may not be opened.
+
+    Args:
+        keys: Of the round.
+        site: Who is asked.
+        survivors: Who is in the sum, by the server's word.
+        min_cohort: Fewest of them by the site's own rule, besides the terms'.
 
     Raises:
         ContributionError: It has strangers or is too small (`code` "survivors" or
@@ -64,10 +72,11 @@ def check_survivors(keys: KeySet, site: str, survivors: tuple[str, ...]) -> None
             "twice, expected some of those who gave keys; nothing was opened",
             code="survivors",
         )
-    if len(names) < keys.terms.fewest:
+    fewest = max(keys.terms.fewest, min_cohort)
+    if len(names) < fewest:
         raise ContributionError(
             f"site {site!r} was asked to open the sum of {len(names)} sites, expected "
-            f"at least {keys.terms.fewest}; nothing was opened",
+            f"at least {fewest}; nothing was opened",
             code="cohort",
         )
     if site not in names:
@@ -117,13 +126,8 @@ def _is_signed(identity: str, signature: bytes, statement: bytes) -> bool:
 
 
 def _statement(keys: KeySet, survivors: tuple[str, ...]) -> bytes:
-    return items(
-        {
-            "purpose": "fedct survivors",
-            "transcript": keys.transcript,
-            "sites": " ".join(sorted(survivors)),
-        }
-    )
+    told: dict[str, Scalar] = {f"site {site}": None for site in survivors}
+    return items({**told, "purpose": "fedct survivors", "transcript": keys.transcript})
 
 
 # --- opening ----------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from common.canonical import items
 from common.contract import CONTRACT
 from common.errors import ContributionError
+from common.plan_federation import Federation
 from common.plan_privacy import Privacy
 
 MAX_WEIGHT = 1_000_000
@@ -50,9 +51,9 @@ class Terms:
     @property
     def digest(self) -> bytes:
         """SHA-256 over all of it."""
-        content = {k: v for k, v in vars(self).items() if k != "members"}
-        roster = " ".join(f"{site}={key}" for site, key in self.members)
-        bound = {"purpose": "fedct round terms", **content, "members": roster}
+        bound = {k: v for k, v in vars(self).items() if k != "members"}
+        bound |= {f"member {site}": key for site, key in self.members}
+        bound["purpose"] = "fedct round terms"
         return hashlib.sha256(items(bound)).digest()
 
     @property
@@ -109,6 +110,18 @@ def terms_of(
     )
     check_terms(terms)
     return terms
+
+
+def masked_weight(federation: Federation, cases: int) -> int:
+    """A site's weight under masks: a whole number, at least 1.
+
+    Args:
+        federation: `[federation]` of the plan; a fraction of its cap is cut off.
+        cases: Training cases.
+    """
+    if federation.weights == "uniform":
+        return 1
+    return max(1, min(cases, int(federation.weight_cap or cases), MAX_WEIGHT))
 
 
 def check_terms(terms: Terms) -> None:
