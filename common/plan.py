@@ -18,6 +18,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.plan_dp import dp_disagreements
 from common.plan_federation import Federation, federation_disagreements
 from common.plan_privacy import Privacy, privacy_disagreements
 from common.plan_section import (
@@ -261,6 +262,12 @@ def _disagreements(plan: Plan) -> list[str]:
         )
     said += federation_disagreements(federation)
     said += privacy_disagreements(plan.privacy, federation)
+    said += dp_disagreements(
+        plan.privacy.dp,
+        norm=model.norm,
+        amp=training.amp,
+        max_grad_norm=training.max_grad_norm,
+    )
     plain_sgd = training.optimizer == "sgd" and training.momentum == 0.0
     if federation.algorithm == "scaffold" and not plain_sgd:
         said.append(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from common.plan_dp import PatientPrivacy
 from common.plan_federation import Federation
 from common.plan_section import Positive, Section
 
@@ -34,6 +35,8 @@ class Privacy(Section):
     mask_range: Positive | None = None
     """Largest change of one parameter in a round; a site cuts off what lies beyond.
     Unset: 16 for 32 bits, 0.25 for 16."""
+    dp: PatientPrivacy | None = None
+    """Clips and blurs what is learnt from each patient; unset: nobody does."""
 
     @property
     def cut_at(self) -> float:

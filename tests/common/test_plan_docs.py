@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from common import plan, plan_federation, plan_privacy, plan_task, sources
+from common import plan, plan_dp, plan_federation, plan_privacy, plan_task, sources
 from common.plan import Plan
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
@@ -27,6 +27,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[evaluation]`": plan.Evaluation,
     "`[data]`": plan.Data,
     "`[privacy]`": plan_privacy.Privacy,
+    "`[privacy.dp]`": plan_dp.PatientPrivacy,
     "`[simulation]`": sources.Simulation,
     "`[[simulation.sites]]`: one hospital": sources.SimulatedSite,
 }
