@@ -35,7 +35,7 @@ from client.policy import (
     check_round,
 )
 from client.private_files import FILE_MODE
-from client.site import PLAN_FILE
+from client.site import PLAN_FILE, read_site
 from client.site_file import CLIENT_FILE, read_site_file
 from common.errors import JoinError
 from common.exchange import (
@@ -161,7 +161,7 @@ def let_out(
             answer = rounded(answer, with_steps=plan.training.epochs is not None)
         answer = _judged_enough(answer, policy)
         grounds = Grounds(policy.digest, allowed)
-    check_answer(answer, Told(answer.site, key, order))
+    check_answer(answer, Told(read_site(folder).name, key, order))
     return answer, grounds
 
 

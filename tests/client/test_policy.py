@@ -1,0 +1,358 @@
+"""What a hospital's policy forbids is not done, and what it allowed is looked at again.
+
+Real orders to a real site with pictures; nothing here is answered by a stand-in.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, datetime, time
+from pathlib import Path
+
+import pytest
+from flwr.app import Message, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import client.app
+from client.app import serve_order
+from client.audit import read_audit
+from client.desk import decide, queue_plan
+from client.policy import (
+    Policy,
+    check_hours,
+    check_plan,
+    check_round,
+    objections,
+)
+from client.service import SiteService
+from client.site_file import CLIENT_FILE, SIGN_KEY, SiteFile, read_site_file, site_toml
+from common.canonical import digest_of_answer
+from common.errors import JoinError, PolicyError
+from common.exchange import Hello, Judgement, JudgeOrder, Order, Roster, Update
+from common.plan import Plan
+from common.plan_file import plan_toml
+from common.signing import Mark, make_signing_key
+from common.wire import from_record, seal_in, to_record
+from deploy.engine import InProcessGrid
+from deploy.phantom.scanner import HOSPITALS
+from server.federation import first_model
+from tests.client.conftest import order, slices
+
+PLAN = slices()
+MASKED = slices(privacy__secure_aggregation="on")
+AUTO = Policy(approve="auto", counts="exact")
+QUERIES = {Hello: "query", JudgeOrder: "evaluate"}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_process():
+    client.app._services.clear()
+    InProcessGrid([])  # Flower wants a task identity before it makes messages
+    yield
+    client.app._services.clear()
+
+
+@pytest.fixture
+def hospital(tmp_path, hospital_pictures) -> Callable[..., Path]:
+    """A hospital's folder with a policy; asked again, the policy is another one."""
+
+    def make(policy: Policy) -> Path:
+        folder = tmp_path / "north"
+        (folder / "keys").mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        make_signing_key(folder / SIGN_KEY)
+        content = {
+            "name": "north",
+            "device": "cpu",
+            "hub": {"address": "hub.example.org:8443"},
+            "policy": policy,
+            "data": {
+                "source": str(hospital_pictures),
+                "format": "images",
+                "where": {"vendor": HOSPITALS[0].scanner.vendor},
+            },
+        }
+        text = site_toml(SiteFile.model_validate(content))
+        (folder / CLIENT_FILE).write_text(text)
+        assert read_site_file(folder).policy == policy
+        return folder
+
+    return make
+
+
+def hello(plan: Plan = PLAN) -> Hello:
+    text = plan_toml(plan, with_simulation=False)
+    return Hello("run", plan.digest, text, first_model(plan)[1].digest)
+
+
+def judge(plan: Plan = PLAN) -> JudgeOrder:
+    train = order(plan, 1, 0)
+    return JudgeOrder("run", plan.digest, 1, 0, "test", train.model, train.model_digest)
+
+
+def ask(folder: Path, one: Order) -> Message:
+    message = Message(to_record(one), 2, QUERIES.get(type(one), "train"))
+    message.metadata.__dict__["_message_id"] = "m"
+    return serve_order(folder, message)[0]
+
+
+def number(folder: Path, one: Order) -> int:
+    """What a refused order is answered with."""
+    reply = ask(folder, one)
+    assert reply.has_error()
+    assert reply.error.reason is None
+    return reply.error.code
+
+
+REFUSED = [
+    (Policy(), PLAN, 105301),
+    (Policy(approve="listed", plans=("0" * 64,)), PLAN, 105301),
+    (AUTO.model_copy(update={"max_rounds": 3}), PLAN, 105305),
+    (AUTO.model_copy(update={"min_sites": 3}), PLAN, 105306),
+    (AUTO.model_copy(update={"min_sites": 4}), MASKED, 105306),
+    (AUTO.model_copy(update={"secure_aggregation": True}), PLAN, 105307),
+    (AUTO.model_copy(update={"answers": ("judgement",)}), PLAN, 105311),
+]
+
+
+@pytest.mark.parametrize(("policy", "plan", "said"), REFUSED)
+def test_an_order_that_the_policy_forbids_is_not_begun(hospital, policy, plan, said):
+    site = hospital(policy)
+    assert number(site, hello(plan)) == said
+    assert number(site, order(plan, 1, 0)) in (said, 105301)
+    assert not (site / "store").exists()  # no image was looked at
+    log = read_audit(site)
+    assert log.broken is None
+    assert [line.what for line in log.lines] == ["error", "error"]
+    assert log.lines[0].code == said
+    assert {(line.digest, line.allowed, line.policy) for line in log.lines} == {
+        (None, None, None)
+    }
+
+
+def test_a_policy_that_is_content_lets_all_three_answers_out(hospital):
+    strict = Policy(
+        approve="listed",
+        plans=(PLAN.digest,),
+        min_sites=2,
+        max_rounds=4,
+        max_update_norm=1e3,
+        counts="exact",
+    )
+    site = hospital(strict)
+    answers = []
+    for one, kind in (
+        (hello(), Roster),
+        (order(PLAN, 1, 0), Update),
+        (judge(), Judgement),
+    ):
+        content = ask(site, one).content
+        answers.append((from_record(content, kind), seal_in(content)))
+    log = read_audit(site)
+    assert log.broken is None
+    for (answer, seal), line in zip(answers, log.lines, strict=True):
+        assert line.what == type(answer).__name__
+        assert line.digest == digest_of_answer(answer).hex()
+        assert line.to == "hub.example.org:8443"
+        assert line.policy == strict.digest
+        assert line.allowed.startswith("approved 20")
+        assert (line.plan, line.code) == (PLAN.digest, 0)
+        assert seal.mark == Mark(line.number, line.hash)
+    assert log.lines[1].bytes_out == answers[1][0].delta.nbytes
+
+
+TIGHTER = [
+    ({"answers": ("roster",)}, 105311),
+    ({"max_rounds": 3}, 105305),
+    ({"min_sites": 3}, 105306),
+    ({"secure_aggregation": True}, 105307),
+    ({"max_update_norm": 1e-6}, 105309),
+    ({"approve": "listed", "plans": ("0" * 64,)}, 105301),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), TIGHTER)
+def test_an_answer_is_checked_by_the_policy_that_holds_when_it_leaves(
+    hospital, monkeypatch, change, said
+):
+    site = hospital(AUTO)
+    assert not ask(site, hello()).has_error()
+    trained, train = [], SiteService.train
+
+    def change_meanwhile(self: SiteService, *args: object) -> Update:
+        update = train(self, *args)
+        trained.append(update)
+        hospital(AUTO.model_copy(update=change))
+        return update
+
+    monkeypatch.setattr(SiteService, "train", change_meanwhile)
+    assert number(site, order(PLAN, 1, 0)) == said
+    assert len(trained) == 1
+    assert read_audit(site).lines[-1].what == "error"
+    hospital(AUTO)
+    monkeypatch.undo()
+    assert not ask(site, order(PLAN, 1, 0)).has_error()
+
+
+def test_an_approval_that_was_taken_back_during_the_work_holds_the_answer(
+    hospital, monkeypatch
+):
+    site = hospital(Policy(counts="exact"))
+    digest = queue_plan(site, hello().plan_toml, "run").digest
+    decide(site, digest, "approved")
+    train = SiteService.train
+
+    def deny_meanwhile(self: SiteService, *args: object) -> Update:
+        decide(site, digest, "denied")
+        return train(self, *args)
+
+    monkeypatch.setattr(SiteService, "train", deny_meanwhile)
+    assert number(site, order(PLAN, 1, 0)) == 105301
+
+
+def test_a_gate_that_finds_something_holds_the_answer_and_tells_a_number(
+    hospital, monkeypatch
+):
+    site = hospital(AUTO)
+    train = SiteService.train
+
+    def lie(self: SiteService, *args: object) -> Update:
+        return replace(train(self, *args), site="PHANTOM-NORTH-0001")
+
+    assert not ask(site, hello()).has_error()
+    monkeypatch.setattr(SiteService, "train", lie)
+    assert number(site, order(PLAN, 1, 0)) == 105312
+
+
+def test_counts_leave_rounded_unless_the_policy_says_otherwise(hospital):
+    site = hospital(Policy(approve="auto"))
+    roster = from_record(ask(site, hello()).content, Roster)
+    assert {roster.train, roster.validation, roster.test} == {10}
+    assert {roster.accepted, roster.found} == {10}
+    update = from_record(ask(site, order(PLAN, 1, 0)).content, Update)
+    assert (update.cases, update.steps) == (10, 3)
+    hospital(AUTO)
+    exact = from_record(ask(site, hello()).content, Roster)
+    assert exact.train + exact.validation + exact.test == exact.accepted
+    assert exact.train < 10
+
+
+def test_sums_over_too_few_cases_stay(hospital):
+    site = hospital(AUTO)
+    assert not ask(site, hello()).has_error()
+    told = from_record(ask(site, judge()).content, Judgement)
+    cases = int(told.sums["cases"][0])
+    assert cases >= 1
+    hospital(AUTO.model_copy(update={"min_judged": cases + 1}))
+    assert from_record(ask(site, judge()).content, Judgement).sums == {}
+
+
+def test_what_is_no_order_is_answered_with_a_number_and_written_down(hospital):
+    site = hospital(AUTO)
+    message = Message(RecordDict(), 2, "train")
+    message.metadata.__dict__["_message_id"] = "m"
+    assert serve_order(site, message)[0].error.code == 1040
+    (line,) = read_audit(site).lines
+    assert (line.kind, line.run, line.code) == ("unknown", None, 1040)
+
+
+def test_a_site_whose_audit_log_was_altered_answers_nothing_any_more(hospital):
+    site = hospital(AUTO)
+    assert not ask(site, hello()).has_error()
+    path = site / "audit.jsonl"
+    path.write_text(path.read_text().replace('"code":0', '"code":1'))
+    assert number(site, hello()) == 102303
+
+
+def test_orders_for_rounds_that_the_plan_does_not_have_are_refused(hospital):
+    site = hospital(AUTO)
+    assert not ask(site, hello()).has_error()
+    assert number(site, order(PLAN, PLAN.federation.rounds + 1, 0)) == 105305
+    with pytest.raises(PolicyError, match="expected one of the 4 of the plan"):
+        check_round(PLAN, -1)
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("minimum_sites = 3", "minimum_sites"),
+        ("min_sites = 0", "min_sites"),
+        ('max_rounds = "many"', "max_rounds"),
+        ('hours = ["6-18"]', "hours like 18:00-07:00"),
+        ('hours = ["18:00-18:00"]', "hours like 18:00-07:00"),
+        ('plans = ["85b45201"]', "plans"),
+        ('approve = "all"', "approve"),
+        ('approve = "listed"', "at least one hash"),
+        ("max_update_norm = inf", "max_update_norm"),
+        ('answers = ["everything"]', "answers"),
+        ('counts = "none"', "counts"),
+    ],
+)
+def test_a_wrong_policy_is_refused_by_key_and_lets_nothing_happen(
+    hospital, line, named
+):
+    site = hospital(AUTO)
+    text = (site / CLIENT_FILE).read_text()
+    key = line.split(" = ")[0]
+    kept = [one for one in text.splitlines() if not one.startswith(f"{key} =")]
+    place = kept.index("[policy]") + 1
+    (site / CLIENT_FILE).write_text("\n".join([*kept[:place], line, *kept[place:]]))
+    with pytest.raises(JoinError, match=named) as caught:
+        read_site_file(site)
+    assert "policy" in str(caught.value)
+    assert number(site, hello()) == 1050
+    assert not (site / "store").exists()
+
+
+@given(begin=st.times(), end=st.times(), now=st.times(), day=st.dates(date(2000, 1, 1)))
+def test_hours_are_a_span_of_the_day_that_may_pass_midnight(begin, end, now, day):
+    begin, end, now = (t.replace(second=0, microsecond=0) for t in (begin, end, now))
+    span = f"{begin:%H:%M}-{end:%H:%M}"
+    if begin == end:
+        with pytest.raises(ValidationError):
+            Policy(hours=(span,))
+        return
+
+    def minutes(t: time) -> int:
+        return (60 * (t.hour - begin.hour) + t.minute - begin.minute) % 1440
+
+    policy = Policy(hours=(span,))
+    moment = datetime.combine(day, now)
+    if minutes(now) < minutes(end):
+        check_hours(policy, moment)
+    else:
+        with pytest.raises(PolicyError) as caught:
+            check_hours(policy, moment)
+        assert caught.value.code == "hours"
+    check_hours(Policy(), moment)
+
+
+def test_outside_its_hours_a_site_begins_nothing(hospital):
+    now = datetime.now()
+    hour = (now.hour + 2) % 24
+    closed = f"{hour:02d}:00-{(hour + 1) % 24:02d}:00"
+    site = hospital(AUTO.model_copy(update={"hours": (closed,)}))
+    assert number(site, hello()) == 105304
+    hospital(AUTO.model_copy(update={"hours": (closed, "00:00-23:59")}))
+    if (now.hour, now.minute) != (23, 59):
+        assert not ask(site, hello()).has_error()
+
+
+def test_every_objection_is_told_to_the_engineer_at_once():
+    policy = Policy(
+        approve="listed",
+        plans=("0" * 64,),
+        max_rounds=1,
+        min_sites=9,
+        secure_aggregation=True,
+    )
+    codes = [error.code for error in objections(policy, PLAN)]
+    assert codes == ["approval", "rounds", "cohort", "masks"]
+    check_plan(Policy(secure_aggregation=True, min_sites=3), MASKED)
+
+
+def test_the_digest_of_a_policy_is_another_with_any_other_value():
+    changed = [Policy(), *(policy for policy, _, _ in REFUSED[1:]), AUTO]
+    assert len({policy.digest for policy in changed}) == len(changed)
+    assert Policy().digest == Policy.model_validate({}).digest
