@@ -2,7 +2,7 @@
 
 Held on disk, in a file without a name in the run folder, which is gone with the process
 however that ends. It takes a model (4 bytes a parameter) per site; memory holds one
-update and a few hundred kilobytes a site, and what is read back is read piece by piece.
+update and a quarter of a megabyte a site, and what is read back is read piece by piece.
 
 Not covered here: secrecy of the updates from the hub. These rules are for updates in
 the clear; a plan has either them or secure aggregation.
@@ -28,8 +28,8 @@ from server.robust_rules import (
     trimmed_mean,
 )
 
-_CHUNK = 1 << 16
-"""Parameters looked at together: 256 KiB a site."""
+_CHUNK = 1 << 14
+"""Parameters looked at together: 64 KiB a site, so that they stay in the cache."""
 
 
 def open_aggregate(

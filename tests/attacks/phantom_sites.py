@@ -1,0 +1,114 @@
+"""Near-identical synthetic hospitals that train and judge in this process.
+
+Each is a `SiteService` over pictures of its own patients, so what they hand back is
+what a hospital's service hands back, a function of model and round alone. The pictures
+are simple, a bright nodule among vessels in noise, so that a small network learns them
+in a minute: what an attack destroys must have been there.
+"""
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from client.open_site import open_site
+from client.service import SiteService
+from client.site import SiteConfig, write_site
+from common.exchange import JudgeOrder, TrainOrder
+from common.parameters import digest_of, to_vector
+from common.plan import Plan
+from common.plan_file import plan_toml
+from common.sources import Source
+from common.tasks.catalog import task_of
+from server.federation import first_model
+
+SIDE = 48
+"""Pixels a side of a picture."""
+
+
+@dataclass
+class Sites:
+    """Hospitals that train, and one that judges."""
+
+    plan: Plan
+    trainers: dict[str, SiteService]
+    judge: SiteService
+
+    @property
+    def first(self) -> np.ndarray:
+        """The model before round 1, float32[P]."""
+        network, layout = first_model(self.plan)
+        return to_vector(network, layout)
+
+    def train(self, name: str, model: np.ndarray, number: int) -> np.ndarray:
+        """A site's update, float32[P]."""
+        order = TrainOrder(
+            *("run", self.plan.digest, number, 0, model, digest_of(model))
+        )
+        return self.trainers[name].train(order, lambda done, steps: None).delta
+
+    def flip_labels(self, name: str) -> None:
+        """From now on this site takes foreground for background."""
+        service = self.trainers[name]
+        service._train = [
+            replace(case, mask=1 - np.asarray(case.mask)) for case in service._train
+        ]
+
+    def score(self, model: np.ndarray) -> float:
+        """Dice on patients whom no site has."""
+        digest = digest_of(model)
+        order = JudgeOrder("run", self.plan.digest, 1, 0, "test", model, digest)
+        sums = self.judge.judge(order).sums
+        return task_of(self.plan).summarise(sums)["dice"]
+
+
+def open_sites(root: Path, plan: Plan, count: int, patients: int) -> Sites:
+    """Write pictures of `count` hospitals, and open them."""
+    names = [f"site-{n + 1}" for n in range(count)]
+    services = {}
+    for seed, name in enumerate([*names, "judge"]):
+        pictures = root / "pictures" / name
+        write_pictures(pictures, patients, np.random.default_rng(seed))
+        config = SiteConfig(
+            name=name,
+            source=Source(source=str(pictures), format="images"),
+            public=name == "judge",
+            device="cpu",
+        )
+        write_site(root / name, config, plan_toml(plan))
+        services[name] = open_site(root / name, plan)
+    judge = services.pop("judge")
+    return Sites(plan, services, judge)
+
+
+def write_pictures(out: Path, patients: int, rng: np.random.Generator) -> None:
+    """A picture and its mask for each patient, with their manifest."""
+    for folder in ("images", "masks"):
+        (out / folder).mkdir(parents=True)
+    with (out / "manifest.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("image", "mask", "patient"))
+        for number in range(patients):
+            name = f"{number:04d}.png"
+            grey, mask = picture(rng)
+            Image.fromarray(grey).save(out / "images" / name)
+            Image.fromarray(mask).save(out / "masks" / name)
+            table.writerow((f"images/{name}", f"masks/{name}", f"PHANTOM-{number:04d}"))
+
+
+def picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values and mask (0 or 255), uint8[SIDE SIDE], of one patient."""
+    nodule = _disc(rng, rng.uniform(5.0, 9.0))
+    vessels = np.any([_disc(rng, rng.uniform(1.0, 2.0)) for _ in range(8)], axis=0)
+    grey = rng.normal(60.0, 12.0, (SIDE, SIDE))
+    grey[vessels] = rng.normal(130.0, 12.0, vessels.sum())
+    grey[nodule] = rng.normal(160.0, 12.0, nodule.sum())
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8), np.uint8(255) * nodule
+
+
+def _disc(rng: np.random.Generator, radius: float) -> np.ndarray:
+    y, x = np.ogrid[:SIDE, :SIDE]
+    at_y, at_x = rng.uniform(radius, SIDE - radius, 2)
+    return (y - at_y) ** 2 + (x - at_x) ** 2 <= radius**2
