@@ -210,6 +210,8 @@ class SiteMasks:
             accepted=update.accepted,
             found=update.found,
             next_keys=after.pack(),
+            epsilon_pld=update.epsilon_pld,
+            epsilon_prv=update.epsilon_prv,
         )
         return one.answer
 

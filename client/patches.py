@@ -56,8 +56,15 @@ class PatchSampler:
 
     def batch(self) -> Batch:
         """Draw `training.batch_size` patches, cut and augment them."""
+        return self._batch(*self._draw(self._plan.training.batch_size))
+
+    def batch_of(self, picked: Sequence[int]) -> Batch:
+        """Draw one patch of each of these cases, in their order, and augment it."""
+        return self._batch(*self._draw(len(picked), picked))
+
+    def _batch(self, picked: list[int], starts: list[list[int]]) -> Batch:
         settings = self._plan.training.augmentation
-        image, mask, label = self._cut()
+        image, mask, label = self._cut(picked, starts)
         turn(image, mask, settings, self._generator)
         if self._plan.model.dimensions == 2:
             image, mask = image[:, 0], mask[:, 0]
@@ -67,7 +74,7 @@ class PatchSampler:
         return Batch(grey, classes, torch.from_numpy(label))
 
     def _cut(
-        self,
+        self, picked: list[int], starts: list[list[int]]
     ) -> tuple[
         Float16[np.ndarray, "B D H W"],
         UInt8[np.ndarray, "B D H W"],
@@ -75,7 +82,6 @@ class PatchSampler:
     ]:
         """Image, mask and label of drawn patches."""
         p_d, p_h, p_w = self._plan.patch
-        picked, starts = self._draw(self._plan.training.batch_size)
         image = np.empty((len(picked), p_d, p_h, p_w), dtype=np.float16)
         mask = np.zeros(image.shape, dtype=np.uint8)
         label = np.zeros(len(picked), dtype=np.int64)
@@ -88,10 +94,14 @@ class PatchSampler:
             label[i] = case.label or 0
         return image, mask, label
 
-    def _draw(self, count: int) -> tuple[list[int], list[list[int]]]:
-        """Cases, and the first voxel (d, h, w) of each patch."""
+    def _draw(
+        self, count: int, given: Sequence[int] | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """Cases, drawn unless given, and the first voxel (d, h, w) of each patch."""
         chances = self._generator.random((count, 6))
         picked = (chances[:, 0] * len(self._cases)).astype(np.int64)
+        if given is not None:
+            picked = np.array(given, dtype=np.int64)
         room = self._room[picked]
         starts = (chances[:, 3:] * (room + 1)).astype(np.int64)
         wanted = np.flatnonzero(chances[:, 1] < self._plan.training.foreground)

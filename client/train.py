@@ -5,8 +5,7 @@ forward and back, correct the gradient as the algorithm asks, step. The rate fol
 schedule over the *whole run*; a schedule that starts anew each round, or moments that
 are thrown away between rounds, cost more accuracy than any choice of aggregation rule.
 
-Not covered here: clipping and noise for privacy. The update leaves this module as it
-is.
+Not covered here: clipping and noise for privacy (`client.dp_train`).
 """
 
 import math
@@ -43,8 +42,8 @@ class Correction:
 class Trained:
     """What a round of training was like."""
 
-    loss: float
-    """Mean loss over the steps."""
+    loss: float | None
+    """Mean loss over the steps; unset with DP, as no noise covers it."""
     rate_sum: float
     """Sum of the learning rates of the steps taken: what SCAFFOLD divides by. A step
     whose gradient overflows float16 is skipped."""
@@ -131,14 +130,14 @@ def train_round(
         rate = rate_at(first_step + done, total_steps, plan.training)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        here = _to_device(batch, device)
+        here = to_device(batch, device)
         with autocast(plan, device):
             output = network(here.image)
         loss = task.loss(output.float(), here)
         optimizer.zero_grad(set_to_none=True)
         scale.scale(loss).backward()
         scale.unscale_(optimizer)
-        _correct(network, correction)
+        correct(network, correction)
         if plan.training.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(network.parameters(), plan.training.max_grad_norm)
         before = scale.get_scale()
@@ -161,7 +160,8 @@ def train_round(
     return Trained(mean, rate_sum, time.perf_counter() - started, scale.state_dict())
 
 
-def _to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch where the network is."""
     if device.type == "cpu":
         return batch
     return Batch(
@@ -171,7 +171,8 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def _correct(network: nn.Module, correction: Correction) -> None:
+def correct(network: nn.Module, correction: Correction) -> None:
+    """Add to the gradients what the federated algorithm asks for."""
     if not (correction.shift or correction.anchor):
         return
     parameters = list(network.parameters())

@@ -126,8 +126,8 @@ class Update:
     """Local minus global parameters."""
     cases: int
     """Training cases: the weight in the mean."""
-    loss: float
-    """Mean training loss over the steps."""
+    loss: float | None
+    """Mean training loss over the steps; unset with DP, which no noise would cover."""
     steps: int
     """Optimiser steps taken."""
     train_s: float
@@ -138,6 +138,11 @@ class Update:
     """M of the site's intake."""
     control_delta: Float32[np.ndarray, " P"] | None = None
     """SCAFFOLD: new minus old control variate of the site."""
+    epsilon_pld: float | None = None
+    """With DP: what the run has cost each training patient here so far, at the plan's
+    delta, by privacy loss distributions; rounded up to a tenth."""
+    epsilon_prv: float | None = None
+    """The same by the PRV accountant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,8 +256,8 @@ class MaskedUpdate:
     """The order's plan."""
     masked: UInt32[np.ndarray, " L"] | UInt16[np.ndarray, " L"]
     """Update and weight in fixed point, plus masks (`secagg.fixed_point`)."""
-    loss: float
-    """Mean training loss over the steps."""
+    loss: float | None
+    """Mean training loss over the steps; unset with DP, which no noise would cover."""
     steps: int
     """Optimiser steps taken."""
     train_s: float
@@ -263,6 +268,10 @@ class MaskedUpdate:
     """M of the site's intake."""
     next_keys: bytes
     """Its keys of the next round, in case the same sites go on."""
+    epsilon_pld: float | None = None
+    """As in `Update`."""
+    epsilon_prv: float | None = None
+    """As in `Update`."""
 
 
 @dataclass(frozen=True, eq=False)

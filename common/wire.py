@@ -276,10 +276,10 @@ def _set(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _fact(
     facts: dict[str, Any], name: str, annotation: object, kind: type[object]
 ) -> Any:
-    simple = {int: int, float: float, bytes: bytes}
+    simple = {int: int, float: float, float | None: float, bytes: bytes}
     expected = simple.get(annotation, str)  # type: ignore[call-overload]
     value = facts.pop(name, None)
-    if value is None and annotation == str | None:
+    if value is None and annotation in (str | None, float | None):
         return None
     if type(value) is not expected:
         raise ContributionError(

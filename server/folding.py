@@ -134,6 +134,8 @@ def _fold(
             "accepted": update.accepted,
             "found": update.found,
             "loss": update.loss,
+            "epsilon_pld": update.epsilon_pld,
+            "epsilon_prv": update.epsilon_prv,
             "steps": update.steps,
             "update_norm": norm,
             "train_s": update.train_s,

@@ -202,6 +202,8 @@ class MaskedRounds:
                 "accepted": update.accepted,
                 "found": update.found,
                 "loss": update.loss,
+                "epsilon_pld": update.epsilon_pld,
+                "epsilon_prv": update.epsilon_prv,
                 "steps": update.steps,
                 "train_s": update.train_s,
             }

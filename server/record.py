@@ -40,7 +40,12 @@ class SiteRound(Record):
     found: int = 0
     """M: image series that intake found."""
     loss: float | None = None
-    """Mean training loss over the round's steps."""
+    """Mean training loss over the round's steps; unset with DP."""
+    epsilon_pld: float | None = None
+    """With DP: what the run cost each of the site's training patients up to here, by
+    privacy loss distributions (dp-accounting); rounded up to a tenth."""
+    epsilon_prv: float | None = None
+    """The same by the PRV accountant (Opacus)."""
     steps: int = 0
     """Optimiser steps taken."""
     update_norm: float | None = None
