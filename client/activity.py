@@ -29,7 +29,7 @@ from common.errors import FedctError, StoppedError
 EVERY_S = 0.5
 """Seconds between two copies on the disk while training."""
 
-Doing = Literal["starting", "idle", "introducing", "training", "judging"]
+Doing = Literal["starting", "idle", "introducing", "masking", "training", "judging"]
 Tell = Callable[[int, int], None]
 """Called with (steps done, steps of the round)."""
 

@@ -27,19 +27,32 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from client.masking import SiteMasks
 from client.open_site import open_site
 from client.private_files import FILE_MODE
-from client.rules import let_out, note_left, permitted
+from client.rules import Tell, let_out, min_cohort, note_left, permitted
 from client.service import SiteService
-from client.site import LOG_FILE, SIGN_KEY
+from client.site import LOG_FILE, SIGN_KEY, read_site
 from common.canonical import digest_of_answer
 from common.error_numbers import UNFORESEEN, number_of, spoken
 from common.errors import EngineError, FedctError, OutOfMemoryError, disk_full
-from common.exchange import Answer, Hello, JudgeOrder, Order, Roster, TrainOrder
+from common.exchange import (
+    Answer,
+    Hello,
+    JudgeOrder,
+    KeysOrder,
+    MaskedUpdate,
+    OpenOrder,
+    Order,
+    Roster,
+    SharesOrder,
+    TrainOrder,
+    Update,
+)
 from common.keys import read_signing_key
 from common.plan import Plan
 from common.signing import asked_of, public_text, seal
-from common.wire import from_record, payload_bytes, put_seal, to_record
+from common.wire import order_in, payload_bytes, put_seal, to_record
 
 SITES_VARIABLE = "FEDCT_SITES"
 SITE_FOLDER_KEY = "site-folder"
@@ -98,7 +111,7 @@ def serve_order(folder: Path, message: Message) -> tuple[Message, FedctError | N
     """
     order, bytes_in = None, payload_bytes(message.content)
     try:
-        order = _order(message)
+        order = order_in(message.content)
         return _sealed_answer(folder, order, message, bytes_in), None
     except Exception as error:
         known = _as_known(error)
@@ -118,10 +131,15 @@ def _sealed_answer(
 ) -> Message:
     key = _signing_key(folder)
     public = public_text(key.public_key())
-    answer = _work(folder, order)
+    answer, plan = _work(folder, order)
     if isinstance(answer, Roster):
         answer = replace(answer, key=public)
-    answer, grounds = let_out(folder, order, answer, public)
+
+    def mask(update: Update) -> MaskedUpdate:
+        assert isinstance(order, TrainOrder)
+        return _masks(folder).mask(order, update, plan)
+
+    answer, grounds = let_out(folder, order, answer, public, mask)
     digest = digest_of_answer(answer)
     content = to_record(answer)
     mark = note_left(
@@ -158,16 +176,9 @@ def _note(path: Path, number: str, known: FedctError | None) -> None:
             file.write(text)
 
 
-def _order(message: Message) -> Order:
-    kind = message.metadata.message_type
-    if kind == "query":
-        return from_record(message.content, Hello)
-    if kind == "evaluate":
-        return from_record(message.content, JudgeOrder)
-    return from_record(message.content, TrainOrder)
+def _work(folder: Path, order: Order) -> tuple[Answer, Plan]:
+    """The answer to an order, and the plan that it was given by."""
 
-
-def _work(folder: Path, order: Order) -> Answer:
     def tell(done: int, steps: int) -> None:
         if done == 1 and isinstance(order, TrainOrder):
             log.info("first step of round %d of %s", order.round, order.run)
@@ -175,12 +186,8 @@ def _work(folder: Path, order: Order) -> Answer:
 
     with permitted(folder, order, tell) as (plan, tell_all):
         try:
-            service = _service(folder, plan)
-            if isinstance(order, Hello):
-                return service.hello(order)
-            if isinstance(order, JudgeOrder):
-                return service.judge(order)
-            return service.train(order, tell_all)
+            answer = _masking(folder, order, plan)
+            return answer or _served(folder, order, plan, tell_all), plan
         except Exception as error:
             if not _is_shortage(error):
                 raise
@@ -191,6 +198,30 @@ def _work(folder: Path, order: Order) -> Answer:
                 f"patches of {patch}, expected room for them; free some on its "
                 "machine, or choose a smaller training.batch_size or training.patch"
             ) from error
+
+
+def _masking(folder: Path, order: Order, plan: Plan) -> Answer | None:
+    """What needs no data: the turns of secure aggregation before and after training."""
+    match order:
+        case KeysOrder():
+            return _masks(folder).keys(order, plan, min_cohort(folder))
+        case SharesOrder():
+            return _masks(folder).shares(order)
+        case OpenOrder():
+            return _masks(folder).open(order, min_cohort(folder))
+        case TrainOrder() if order.sealed:
+            return _masks(folder).answered(order)
+    return None
+
+
+def _served(folder: Path, order: Order, plan: Plan, tell: Tell) -> Answer:
+    service = _service(folder, plan)
+    if isinstance(order, Hello):
+        return service.hello(order)
+    if isinstance(order, JudgeOrder):
+        return service.judge(order)
+    assert isinstance(order, TrainOrder)
+    return service.train(order, tell)
 
 
 def _is_shortage(error: Exception) -> bool:
@@ -224,6 +255,11 @@ def _service(folder: Path, plan: Plan) -> SiteService:
         service = open_site(folder, plan)
         _services[folder] = (plan.digest, service)
     return service
+
+
+@cache
+def _masks(folder: Path) -> SiteMasks:
+    return SiteMasks(folder, read_site(folder).name, _signing_key(folder))
 
 
 @cache

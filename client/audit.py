@@ -46,7 +46,7 @@ _LINE_BYTES = 4096
 _PURPOSE = "fedct audit line"
 """Keeps these signatures apart from all others that the same key makes."""
 
-Kind = Literal["hello", "train", "judge", "unknown"]
+Kind = Literal["hello", "keys", "shares", "train", "open", "judge", "unknown"]
 Short = Annotated[str, BeforeValidator(lambda text: text[:64])]
 """A word of a server's, cut after 64 characters."""
 

@@ -20,6 +20,13 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32
 
+from client.egress_blocks import (
+    Block,
+    BlockRule,
+    MaskedVector,
+    NamedBlocks,
+    wrong_block,
+)
 from common.contract import CONTRACT, FEDCT
 from common.errors import PolicyError
 from common.exchange import (
@@ -27,12 +34,22 @@ from common.exchange import (
     Hello,
     Judgement,
     JudgeOrder,
+    KeysOrder,
+    MaskedUpdate,
+    Opening,
+    OpenOrder,
     Order,
     Roster,
+    RoundKeys,
+    SealedShares,
+    SharesOrder,
     TrainOrder,
     Update,
 )
 from common.metrics.overlap import COUNT, MEANS
+from common.secagg.keys import ANNOUNCEMENT_BYTES
+from common.secagg.shamir import SHARE_BYTES
+from common.secagg.sharing import SEALED_BYTES
 
 TENS: Final = 10
 """Counts are told to the nearest multiple of this, and never as fewer."""
@@ -76,6 +93,7 @@ class Real:
 
     most: float
     least: float = 0.0
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ class NamedSums:
     most_numbers: int
 
 
-Rule = Whole | Real | Same | Vector | NamedSums
+Rule = Whole | Real | Same | Vector | NamedSums | BlockRule
 
 _CASES = Whole(10**7, is_count=True)
 _SITE = Same(lambda told: told.site)
@@ -127,12 +145,14 @@ SCHEMA: Final[Mapping[type[Answer], Mapping[str, Rule]]] = {
         "plan_digest": Same(lambda told: told.order.plan_digest),
         "delta": Vector(LARGEST_CHANGE),
         "cases": _CASES,
-        "loss": Real(1e12, -1e12),
+        "loss": Real(1e12, -1e12, is_optional=True),
         "steps": Whole(10**8),
         "train_s": Real(1e8),
         "accepted": _CASES,
         "found": _CASES,
         "control_delta": Vector(LARGEST_CHANGE, is_optional=True),
+        "epsilon_pld": Real(1e6, is_optional=True),
+        "epsilon_prv": Real(1e6, is_optional=True),
     },
     Judgement: {
         "site": _SITE,
@@ -140,8 +160,42 @@ SCHEMA: Final[Mapping[type[Answer], Mapping[str, Rule]]] = {
         "part": Same(lambda told: getattr(told.order, "part", None)),
         "sums": NamedSums(1e15, 1 << 16),
     },
+    RoundKeys: {"site": _SITE, "round": _ROUND, "keys": Block(ANNOUNCEMENT_BYTES)},
+    SealedShares: {
+        "site": _SITE,
+        "round": _ROUND,
+        "sealed": NamedBlocks(SEALED_BYTES),
+    },
+    MaskedUpdate: {
+        "site": _SITE,
+        "round": _ROUND,
+        "plan_digest": Same(lambda told: told.order.plan_digest),
+        "masked": MaskedVector(),
+        "loss": Real(1e12, -1e12, is_optional=True),
+        "steps": Whole(10**8),
+        "train_s": Real(1e8),
+        "accepted": _CASES,
+        "found": _CASES,
+        "next_keys": Block(ANNOUNCEMENT_BYTES),
+        "epsilon_pld": Real(1e6, is_optional=True),
+        "epsilon_prv": Real(1e6, is_optional=True),
+    },
+    Opening: {
+        "site": _SITE,
+        "round": _ROUND,
+        "agreement": Block(64, is_optional=True),
+        "shares": NamedBlocks(SHARE_BYTES),
+        "sealed": NamedBlocks(SEALED_BYTES),
+    },
 }
-_ANSWER_TO: Final = {Hello: Roster, TrainOrder: Update, JudgeOrder: Judgement}
+_ANSWER_TO: Final = {
+    Hello: Roster,
+    TrainOrder: Update,
+    JudgeOrder: Judgement,
+    KeysOrder: RoundKeys,
+    SharesOrder: SealedShares,
+    OpenOrder: Opening,
+}
 
 
 def check_answer(answer: Answer, told: Told) -> None:
@@ -157,7 +211,7 @@ def check_answer(answer: Answer, told: Told) -> None:
             names the field and never its value.
     """
     kind = type(answer)
-    if kind is not _ANSWER_TO.get(type(told.order)):
+    if kind is not _kind_for(told.order):
         raise _held(kind, "", "of another kind", "the answer to its order")
     rules = SCHEMA[kind]
     for field in fields(answer):
@@ -167,6 +221,13 @@ def check_answer(answer: Answer, told: Told) -> None:
         wrong = _wrong(rule, getattr(answer, field.name), told)
         if wrong is not None:
             raise _held(kind, field.name, wrong, f"{rule}")
+
+
+def _kind_for(order: Order) -> type[Answer] | None:
+    """What answers an order."""
+    if isinstance(order, TrainOrder) and order.sealed:
+        return MaskedUpdate
+    return _ANSWER_TO.get(type(order))
 
 
 def rounded(answer: Answer, *, with_steps: bool) -> Answer:
@@ -215,19 +276,27 @@ def _wrong(rule: Rule, value: Any, told: Told) -> str | None:
             return None if right else "another than is known"
         case Whole(most=most, least=least):
             return None if type(value) is int and least <= value <= most else _range()
-        case Real(most=most, least=least):
-            real = type(value) is float and math.isfinite(value)
-            return None if real and least <= value <= most else _range()
+        case Real():
+            return _wrong_real(rule, value)
         case NamedSums():
             return _wrong_sums(rule, value)
-        case Vector(most=most, is_optional=optional):
-            if value is None:
-                return None if optional else "left out"
-            return _wrong_vector(value, told.order, most)
+        case Vector():
+            return _wrong_vector(rule, value, told.order)
+        case _:
+            return wrong_block(rule, value, getattr(told.order, "model", None))
 
 
-def _wrong_vector(value: Any, order: Order, most: float) -> str | None:
-    model = getattr(order, "model", None)
+def _wrong_real(rule: Real, value: Any) -> str | None:
+    if value is None:
+        return None if rule.is_optional else "left out"
+    real = type(value) is float and math.isfinite(value)
+    return None if real and rule.least <= value <= rule.most else _range()
+
+
+def _wrong_vector(rule: Vector, value: Any, order: Order) -> str | None:
+    model, most = getattr(order, "model", None), rule.most
+    if value is None:
+        return None if rule.is_optional else "left out"
     if not isinstance(value, np.ndarray) or value.dtype != np.float32:
         return "not float32"
     if model is None or value.shape != model.shape:

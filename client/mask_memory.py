@@ -99,6 +99,7 @@ def save_carried(
     folder: Path, number: int, carried: Float32[np.ndarray, " P"], keep: int
 ) -> None:
     """Write what rounding has lost after round `number`; round `keep`'s stays."""
+    make_private_folder(folder)  # not open to others as a mere parent would be
     state = SiteState(carried=torch.from_numpy(carried))
     save_state(folder / _CARRIED, number, state, keep)
 

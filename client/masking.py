@@ -28,6 +28,7 @@ from client.mask_memory import (
 )
 from common.errors import ContributionError
 from common.exchange import (
+    RUN_ID,
     KeysOrder,
     MaskedUpdate,
     Opening,
@@ -109,6 +110,7 @@ class SiteMasks:
         Raises:
             ContributionError: The roster is not one to mask with; `code` says why.
         """
+        self._check(order, plan)
         if not is_masked(plan.privacy, plan.federation, len(order.members)):
             raise ContributionError(
                 f"site {self._site!r} was asked for round keys, but the plan has no "
@@ -248,6 +250,18 @@ class SiteMasks:
             sealed = self._dealt(after, order.next_keys)
         shares = release(one.keys, told, one.held)
         return Opening(self._site, order.round, shares=shares, sealed=sealed)
+
+    def _check(self, order: KeysOrder, plan: Plan) -> None:
+        if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
+            raise ContributionError(
+                f"site {self._site!r} got an order of a run whose id is no plain name",
+                code="run",
+            )
+        if order.plan_digest != plan.digest:
+            raise ContributionError(
+                f"site {self._site!r} got an order for another plan than it approved",
+                code="plan",
+            )
 
     def _begin(self, terms: Terms) -> Announcement:
         made = RoundSecrets()

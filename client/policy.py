@@ -167,17 +167,17 @@ def check_kind(policy: Policy, kind: AnswerKind) -> None:
         raise _no("kind", f"an answer of kind {kind!r}", "one of policy.answers")
 
 
-def check_masks(policy: Policy) -> None:
-    """Refuse an update in the clear where only masked ones may leave.
+def check_masks(policy: Policy, plan: Plan) -> None:
+    """Refuse an order for an update in the clear where only masked ones may leave.
 
     Raises:
         PolicyError: `code` is "masks".
     """
-    if policy.secure_aggregation:
+    if policy.secure_aggregation or plan.privacy.secure_aggregation == "on":
         raise _no(
             "masks",
             "an update in the clear",
-            "one under masks (policy.secure_aggregation)",
+            "one under masks (the plan's privacy.secure_aggregation, or the policy's)",
         )
 
 

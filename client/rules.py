@@ -43,7 +43,11 @@ from common.exchange import (
     Hello,
     Judgement,
     JudgeOrder,
+    KeysOrder,
+    MaskedUpdate,
+    OpenOrder,
     Order,
+    SharesOrder,
     TrainOrder,
     Update,
 )
@@ -58,19 +62,31 @@ Tell = Callable[[int, int], None]
 
 _DOING: dict[type[Order], Doing] = {
     Hello: "introducing",
+    KeysOrder: "masking",
+    SharesOrder: "masking",
     TrainOrder: "training",
+    OpenOrder: "masking",
     JudgeOrder: "judging",
 }
 _KIND: dict[type[Order], Kind] = {
     Hello: "hello",
+    KeysOrder: "keys",
+    SharesOrder: "shares",
     TrainOrder: "train",
+    OpenOrder: "open",
     JudgeOrder: "judge",
 }
 _ANSWER: dict[type[Order], AnswerKind] = {
     Hello: "roster",
+    KeysOrder: "update",
+    SharesOrder: "update",
     TrainOrder: "update",
+    OpenOrder: "update",
     JudgeOrder: "judgement",
 }
+"""Keys and shares go where masked updates may."""
+Mask = Callable[[Update], MaskedUpdate]
+"""Masks an update that may leave."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,7 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         check_hours(policy, datetime.now())
         check_kind(policy, _ANSWER[type(order)])
         plan, _ = _allowed_plan(folder, policy, order)
+        _check_masks(policy, plan, order)
 
         def both(done: int, steps: int) -> None:
             tell_desk(done, steps)
@@ -128,8 +145,13 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         yield plan, both
 
 
+def min_cohort(folder: Path) -> int:
+    """Fewest sites that may be summed, by the hospital's own rule."""
+    return read_site_file(folder).policy.min_sites if is_hospital(folder) else 1
+
+
 def let_out(
-    folder: Path, order: Order, answer: Answer, key: str
+    folder: Path, order: Order, answer: Answer, key: str, mask: Mask
 ) -> tuple[Answer, Grounds | None]:
     """What may leave of an answer.
 
@@ -141,6 +163,8 @@ def let_out(
         order: What is answered.
         answer: What would leave.
         key: The site's verifying key, as `signing.public_text`.
+        mask: Masks the update of an order that came with sealed shares. It is asked
+            last, so that rules and gate see what is then hidden.
 
     Returns:
         The answer with its counts as the policy tells them, and why it may leave;
@@ -154,13 +178,17 @@ def let_out(
         policy = read_site_file(folder).policy
         check_kind(policy, _ANSWER[type(order)])
         plan, allowed = _allowed_plan(folder, policy, order)
+        _check_masks(policy, plan, order)
         if isinstance(answer, Update):
-            check_masks(policy)
             check_norm(policy, norm_of(answer.delta))
         if policy.counts == "rounded":
             answer = rounded(answer, with_steps=plan.training.epochs is not None)
         answer = _judged_enough(answer, policy)
         grounds = Grounds(policy.digest, allowed)
+    if isinstance(order, TrainOrder) and order.sealed and isinstance(answer, Update):
+        clear = replace(order, sealed={})
+        check_answer(answer, Told(read_site(folder).name, key, clear))
+        answer = mask(answer)
     check_answer(answer, Told(read_site(folder).name, key, order))
     return answer, grounds
 
@@ -224,6 +252,12 @@ def _allowed_plan(folder: Path, policy: Policy, order: Order) -> tuple[Plan, str
     if not isinstance(order, Hello):
         check_round(plan, order.round)
     return plan, approved
+
+
+def _check_masks(policy: Policy, plan: Plan, order: Order) -> None:
+    """Refuse to train for an update in the clear where it has to be masked."""
+    if isinstance(order, TrainOrder) and not order.sealed:
+        check_masks(policy, plan)
 
 
 def _judged_enough(answer: Answer, policy: Policy) -> Answer:

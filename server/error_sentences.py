@@ -50,6 +50,21 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     "one FedCT version?",
     (40, 4): "site got a run whose id is no plain name",
     (40, 5): "site's answer in a file can't be opened any more; was its key renewed?",
+    (40, 11): "site was shown, or asked to open, fewer sites than may be summed",
+    (40, 12): "site does not accept the roster: a site on it is known there by another "
+    "key, or its own is wrong; was a key renewed?",
+    (40, 13): "site was shown terms under which too few shares would open a sum",
+    (40, 14): "site has not the keys of this round, as after a restart, or was shown "
+    "others; it is set up anew in the next round",
+    (40, 15): "site was shown round keys that their site did not sign",
+    (40, 16): "site got a share that does not open: it was changed, or the sites were "
+    "told different things",
+    (40, 17): "site was told of survivors that do not agree with the round, or with "
+    "what the others were told",
+    (40, 18): "site gave its one answer for this round already, or opened another sum "
+    "of it",
+    (40, 19): "site finds no room for a sum of so many sites in the plan's mask_bits",
+    (40, 20): "site was shown a cap of weights that can't be",
     (53, 1): "site has not approved this plan; its engineer decides, with `fedct "
     "client approve`",
     (53, 2): "site is paused by its engineer; it takes no orders until it is resumed",

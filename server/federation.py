@@ -16,6 +16,7 @@ from common.networks import build_network
 from common.parameters import Layout, digest_of, layout_of
 from common.plan import Plan
 from common.plan_file import plan_toml
+from common.plan_privacy import is_masked
 from common.task import Sums, Task, add_sums
 from common.tasks.catalog import task_of
 from server.admission import Admission, Waiting, admit
@@ -24,6 +25,9 @@ from server.presence import Presence
 from server.verifying import Keys, Note, Verifier
 
 log = logging.getLogger("fedct.run")
+
+FEDERATED = "federated"
+"""Name of the arm that is no baseline."""
 
 
 Wire = Callable[[], Mapping[str, tuple[int, int]]]
@@ -78,6 +82,18 @@ class Arm:
     def task(self) -> Task:
         """The plan's task."""
         return task_of(self.plan)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether updates leave under masks.
+
+        Never in a baseline, where one site (or all in one) trains alone: baselines
+        exist in rehearsals only.
+        """
+        plan, sites = self.plan, len(self.train)
+        return self.name == FEDERATED and is_masked(
+            plan.privacy, plan.federation, sites
+        )
 
     @property
     def min_sites(self) -> int:

@@ -68,7 +68,13 @@ class RoundRecord(Record):
     number: int
     """From 1."""
     outcome: Literal["closed", "void"]
-    """Void: below quorum, the model did not change."""
+    """Void: below quorum, or the sum of the masked updates did not open; the model did
+    not change."""
+    reason: str = ""
+    """Why it is void; empty when it closed."""
+    updates: Literal["in the clear", "under masks"] = "in the clear"
+    """What the server got to see of each site's update; under masks it learnt their sum
+    alone."""
     sites: list[SiteRound]
     """In the order of the plan's sites."""
     validation: dict[str, Metrics] = {}

@@ -9,8 +9,9 @@ import gc
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +25,9 @@ from common.sources import PUBLIC
 from common.task import Sums, add_sums
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.federation import Arm, Federation, first_model, judge
-from server.folding import fold_round
+from server.folding import Folded, fold_round
 from server.journal import Entry, append, entries, open_journal, take_back
+from server.masked_round import MaskedRounds
 from server.record import ArmRecord, Metrics, RoundRecord, SiteRound
 from server.server_step import ServerState, first_state, server_step
 from server.summary import best_round, final_round, mean_metrics, stop_reason
@@ -62,10 +64,11 @@ def run_arm(
         about = {"arm": arm.name, "monitor": monitor, "rounds": rounds}
         log.info("arm", extra={**about, "done": len(done)})
         begun = len(done)
+        fold = _fold_of(federation, arm)
         federation.passed()  # the roll call belongs to no round
         while (reason := stop_reason(_records(done), arm.plan, monitor, begun)) is None:
             began = time.perf_counter()
-            trained, state = _train(federation, arm, state, done)
+            trained, state = _train(fold, arm, state, done)
             entry = _judged(federation, arm, state, done, trained, began)
             append(journal, entry)
             done.append(entry)
@@ -88,17 +91,32 @@ class _Trained:
     sha256: str
     digest: str
     """`digest_of` the model after the round."""
+    reason: str = ""
+    """Why it is void."""
+
+
+Fold = Callable[[ServerState, str, int, Mapping[str, int], float | None], Folded]
+"""Asks for a round's updates and folds them; see `folding.fold_round`."""
+
+
+def _fold_of(federation: Federation, arm: Arm) -> Fold:
+    """How an arm's updates are folded: under masks, or in the clear."""
+    if not arm.is_masked:
+        return partial(fold_round, federation, arm)
+    masked = MaskedRounds(federation, arm)
+    return lambda state, digest, number, since, _: masked.fold(
+        state, digest, number, since
+    )
 
 
 def _train(
-    federation: Federation, arm: Arm, state: ServerState, done: Sequence[Entry]
+    fold: Fold, arm: Arm, state: ServerState, done: Sequence[Entry]
 ) -> tuple[_Trained, ServerState]:
     """Train, fold, step, checkpoint; the mean is gone when this returns."""
     number = len(done) + 1
     digest = done[-1].record.model_digest if done else digest_of(state.model)
     since = _last_counted(done, arm)
-    last_norm = _last_norm(done)
-    folded = fold_round(federation, arm, state, digest, number, since, last_norm)
+    folded = fold(state, digest, number, since, _last_norm(done))
     checkpoints = arm.folder / "checkpoints"
     try:
         after = server_step(
@@ -112,7 +130,8 @@ def _train(
             kept, sha256 = last.checkpoint, last.sha256
         else:  # the very first round is void: keep what it began with
             kept, sha256 = 0, write_checkpoint(checkpoints, 0, state)
-        return _Trained("void", folded.rows, kept, sha256, digest), state
+        why = str(error)
+        return _Trained("void", folded.rows, kept, sha256, digest, why), state
     sha256 = write_checkpoint(checkpoints, number, after)
     digest = digest_of(after.model)
     return _Trained("closed", folded.rows, number, sha256, digest), after
@@ -139,6 +158,8 @@ def _judged(
     record = RoundRecord(
         number=number,
         outcome=trained.outcome,
+        reason=trained.reason,
+        updates="under masks" if arm.is_masked else "in the clear",
         sites=_with_wire(trained.rows, federation),
         validation=validation,
         validation_mean=mean_metrics(validation),
@@ -173,7 +194,8 @@ def _finish(
     last = final_round(_records(done), arm.plan, arm.task.monitor)
     entry = _entry_of(done, last)
     if entry is None:
-        why = sorted({row.reason for e in done for row in e.record.sites})
+        rows = {row.reason for e in done for row in e.record.sites}
+        why = sorted((rows | {e.record.reason for e in done}) - {""})
         raise RunError(
             f"arm {arm.name!r} closed no round in {len(done)} tries, expected one; "
             f"the sites said: {'; '.join(why)}"

@@ -1,0 +1,284 @@
+"""Rounds under masks: the mean is exact, whoever is lost on the way."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.errors import ContributionError
+from common.exchange import (
+    KeysOrder,
+    MaskedUpdate,
+    OpenOrder,
+    SharesOrder,
+    TrainOrder,
+    Update,
+)
+from common.parameters import digest_of, to_vector
+from common.secagg.fixed_point import decode, encode
+from common.secagg.terms import masked_weight, terms_of
+from common.signing import public_text
+from server.federation import first_model, open_federation
+from server.rounds import run_arm
+from tests.plans import plan
+from tests.server.masked_grid import MaskedGrid, restarted, silent
+from tests.server.scripted import arm_of, honest, signing_key
+
+CASES = {"east": 10, "mid": 25, "north": 30, "south": 5, "west": 20}
+PLAN = plan(
+    privacy__secure_aggregation="on",
+    federation__deadline_s=0.3,
+    federation__rejoin_s=0.0,
+)
+
+
+def run(folder, grid, the_plan=PLAN):
+    arm = arm_of(the_plan, folder, CASES)
+    return run_arm(open_federation(grid, arm), arm)
+
+
+def grid_of(folder, the_plan=PLAN, faults=None):
+    scores = {1: 0.1, 2: 0.2, 3: 0.3}  # the last round is the best, and handed out
+    return MaskedGrid(CASES, folder / "sites", the_plan, faults, scores=scores)
+
+
+def in_the_clear(the_plan, survivors_of):
+    """The same rounds by plain fixed-point FedAvg: quantise, add, divide."""
+    from client.masking import _rounding
+
+    network, layout = first_model(the_plan)
+    model = to_vector(network, layout)
+    carried: dict[str, np.ndarray] = {}
+    since = dict.fromkeys(CASES, 0)
+    roster = {s: public_text(signing_key(s).public_key()) for s in CASES}
+    for number in range(1, the_plan.federation.rounds + 1):
+        cap = max(masked_weight(the_plan.federation, n) for n in CASES.values())
+        members = {s: roster[s] for s in survivors_of(number, "set-up")}
+        size = model.size
+        terms = terms_of(the_plan.privacy, "run", number, "", members, cap, size)
+        total = 0
+        stay = survivors_of(number, "sum")
+        for site in stay:
+            order = TrainOrder("run", "", number, since[site], model, "")
+            update = honest(site, CASES[site], order)
+            rounding = _rounding(the_plan, site, number)
+            left = carried.setdefault(site, np.zeros(size, np.float32))
+            kept = left if the_plan.privacy.mask_bits == 16 else None
+            total = total + encode(terms, update.delta, CASES[site], rounding, kept)
+        model = model + decode(terms, total, len(stay)).mean
+        since |= dict.fromkeys(stay, number)
+    return model
+
+
+def everyone(number, when):
+    return sorted(CASES)
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+def test_the_model_is_that_of_plain_fixed_point_fedavg_bit_for_bit(tmp_path, bits):
+    the_plan = plan(
+        privacy__secure_aggregation="on",
+        privacy__mask_bits=bits,
+        federation__deadline_s=0.3,
+    )
+    grid = grid_of(tmp_path, the_plan)
+    record, model = run(tmp_path / "run", grid, the_plan)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    assert {r.updates for r in record.rounds} == {"under masks"}
+    assert model.tobytes() == in_the_clear(the_plan, everyone).tobytes()
+    shares = {row.site: row.weight for row in record.rounds[0].sites}
+    assert shares == {s: n / 90 for s, n in CASES.items()}
+
+
+def test_no_update_in_the_clear_is_asked_for_or_given(tmp_path):
+    grid = grid_of(tmp_path)
+    run(tmp_path / "run", grid)
+    assert all(o.sealed for _, o in grid.asked if isinstance(o, TrainOrder))
+    masked = [a for a in grid.answers if isinstance(a, MaskedUpdate)]
+    assert len(masked) == 15
+    assert not [a for a in grid.answers if isinstance(a, Update)]
+
+
+def test_steady_state_has_two_turns_a_round(tmp_path):
+    grid = grid_of(tmp_path)
+    run(tmp_path / "run", grid)
+    kinds = (KeysOrder, SharesOrder, TrainOrder, OpenOrder)
+    turns = [
+        (type(order), order.round)
+        for site, order in grid.asked
+        if site == "east" and isinstance(order, kinds)
+    ]
+    assert turns == [
+        (KeysOrder, 1),
+        (SharesOrder, 1),
+        *[(kind, n) for n in (1, 2, 3) for kind in (TrainOrder, OpenOrder)],
+    ]
+
+
+@pytest.mark.parametrize("fault", [silent, restarted])
+@pytest.mark.parametrize("lost", ["east", "north", "west"])
+def test_a_site_lost_after_its_keys_is_recovered_from(tmp_path, fault, lost):
+    """Fault 3: the mean of the survivors is exact; the next round has it back."""
+    grid = grid_of(tmp_path, faults={(lost, TrainOrder, 2): fault})
+    record, model = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    rows = {row.site: row for row in record.rounds[1].sites}
+    assert rows[lost].outcome in ("late", "failed")
+    assert rows[lost].weight == 0.0
+
+    def survivors(number, when):
+        gone = {lost} if (number, when) == (2, "sum") else set()
+        return sorted(set(CASES) - gone)
+
+    assert model.tobytes() == in_the_clear(PLAN, survivors).tobytes()
+
+
+def test_a_site_lost_in_the_set_up_is_left_out_from_the_start(tmp_path):
+    for kind in (KeysOrder, SharesOrder):
+        folder = tmp_path / kind.__name__
+        grid = grid_of(folder, faults={("mid", kind, 1): silent})
+        record, _ = run(folder / "run", grid)
+        assert [r.outcome for r in record.rounds] == ["closed"] * 3
+        outcomes = [{w.site: w.outcome for w in r.sites} for r in record.rounds]
+        assert outcomes[0]["mid"] == "late"
+        assert [o["mid"] for o in outcomes[1:]] == ["accepted"] * 2
+
+
+def test_below_the_threshold_the_round_is_void_and_nothing_is_opened(tmp_path):
+    """Fault 4: the model is unchanged, and no site was asked for a share."""
+    lost = ("east", "north", "west")
+    grid = grid_of(tmp_path, faults={(s, TrainOrder, 2): silent for s in lost})
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
+    digests = [r.model_digest for r in record.rounds]
+    assert digests[0] == digests[1] != digests[2]
+    assert not [o for _, o in grid.asked if isinstance(o, OpenOrder) and o.round == 2]
+
+
+def test_survivors_that_vanish_before_opening_make_the_round_void(tmp_path):
+    lost = ("east", "north", "west")
+    grid = grid_of(tmp_path, faults={(s, OpenOrder, 1): silent for s in lost})
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["void", "closed", "closed"]
+
+
+def test_two_sites_that_vanish_before_opening_are_not_needed(tmp_path):
+    lost = ("east", "north")
+    grid = grid_of(tmp_path, faults={(s, OpenOrder, 1): silent for s in lost})
+    record, model = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    assert model.tobytes() == in_the_clear(PLAN, everyone).tobytes()
+
+
+def test_a_site_that_lies_about_its_weight_makes_the_round_void(tmp_path):
+    class Liar(MaskedGrid):
+        def masked(self, site, order):
+            if site == "mid" and isinstance(order, TrainOrder) and order.round == 1:
+                self.cases["mid"] = 49
+                try:
+                    return super().masked(site, order)
+                finally:
+                    self.cases["mid"] = 25
+            return super().masked(site, order)
+
+    grid = Liar(CASES, tmp_path / "sites", PLAN)
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["void", "closed", "closed"]
+
+
+def test_a_site_given_another_model_spoils_its_round_alone(tmp_path):
+    """Fault 32, masked: the round fails closed."""
+
+    def other_model(grid, site, order):
+        bent = order.model + np.float32(0.5)
+        return replace(order, model=bent, model_digest=digest_of(bent))
+
+    grid = grid_of(tmp_path, faults={("mid", TrainOrder, 2): other_model})
+    arm = arm_of(PLAN, tmp_path / "run", CASES)
+    federation = open_federation(grid, arm)
+    # the seal would tell already; masks must hold without it
+    federation.line.verifier.check = lambda *a, **k: None
+    record, _ = run_arm(federation, arm)
+    assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
+
+
+def test_a_masked_vector_of_another_shape_is_refused_by_name(tmp_path):
+    class Short(MaskedGrid):
+        def masked(self, site, order):
+            answer = super().masked(site, order)
+            if site == "mid" and isinstance(answer, MaskedUpdate) and order.round == 1:
+                return replace(answer, masked=answer.masked[:-1])
+            return answer
+
+    grid = Short(CASES, tmp_path / "sites", PLAN)
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    row = next(r for r in record.rounds[0].sites if r.site == "mid")
+    assert row.outcome == "refused"
+    assert "expected uint32" in row.reason
+
+
+def test_a_resumed_run_ends_in_the_same_model_to_the_bit(tmp_path, monkeypatch):
+    whole, model = run(tmp_path / "a", grid_of(tmp_path / "one"))
+    grid = grid_of(tmp_path / "two")
+    import server.rounds
+
+    real = server.rounds.append
+
+    def cut(journal, entry):
+        if entry.record.number == 2:
+            raise KeyboardInterrupt
+        real(journal, entry)
+
+    monkeypatch.setattr(server.rounds, "append", cut)
+    with pytest.raises(KeyboardInterrupt):  # round 2 was opened, and not written
+        run(tmp_path / "b", grid)
+    monkeypatch.setattr(server.rounds, "append", real)
+    record, again = run(tmp_path / "b", grid)
+    assert again.tobytes() == model.tobytes()
+    assert [r.model_digest for r in record.rounds] == [
+        r.model_digest for r in whole.rounds
+    ]
+
+
+def test_a_repeated_round_opens_no_other_sum(tmp_path, monkeypatch):
+    """Two sums of a round that differ by one site would tell that site's update."""
+    grid = grid_of(tmp_path)
+    import server.rounds
+
+    real = server.rounds.append
+
+    def cut(journal, entry):
+        if entry.record.number == 2:
+            raise KeyboardInterrupt
+        real(journal, entry)
+
+    monkeypatch.setattr(server.rounds, "append", cut)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", grid)
+    monkeypatch.setattr(server.rounds, "append", real)
+    grid.faults = {("west", TrainOrder, 2): silent}
+    record, _ = run(tmp_path / "b", grid)
+    assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
+
+
+def test_too_few_sites_for_masks_close_no_round(tmp_path):
+    two = {"east": 10, "west": 20}
+    grid = MaskedGrid(two, tmp_path / "sites", PLAN)
+    arm = arm_of(PLAN, tmp_path / "run", two)
+    from common.errors import RunError
+
+    with pytest.raises(RunError, match="closed no round"):
+        run_arm(open_federation(grid, arm), arm)
+    assert not [o for _, o in grid.asked if isinstance(o, KeysOrder | TrainOrder)]
+
+
+def test_an_error_in_the_set_up_names_its_check(tmp_path):
+    grid = grid_of(tmp_path)
+    grid.masked = lambda site, order: (_ for _ in ()).throw(
+        ContributionError("no", code="cohort")
+    )
+    from common.errors import RunError
+
+    with pytest.raises(RunError, match=r"error 40\.11"):
+        run(tmp_path / "run", grid)
