@@ -9,6 +9,7 @@ a place at which a run can be stopped.
 It rests on Flower's internals, see `server.superlink`.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ from common.wire import payload_bytes
 _MARGIN_BYTES = 1 << 24
 """What an answer may be larger than the largest order: an update is no longer than the
 model that it comes from, and sums of a judgement are short."""
+_YOUNG = 1
+"""What httpx leaves of a request, 5 MB of a model with it, hangs together in a circle
+and stays until the garbage collector passes: after each piece, over what is young."""
 
 
 @dataclass
@@ -190,6 +194,7 @@ class HubGrid(Grid):
             got = client.PullObject(
                 PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
             )
+            gc.collect(_YOUNG)
             if not got.object_found:
                 raise _GivenUpError
             return got.object_content if got.object_available else None
@@ -233,7 +238,9 @@ class HubGrid(Grid):
             object_content=content,
             session_id=session_id,
         )
-        if not self._channel._runtime_client.PushObject(request).stored:
+        stored = self._channel._runtime_client.PushObject(request).stored
+        gc.collect(_YOUNG)
+        if not stored:
             raise EngineError(
                 "hub's SuperLink did not take an order, expected room and a session; "
                 "see superlink.log in the hub's folder"

@@ -38,13 +38,13 @@ def first_state(
     model: Float32[np.ndarray, " P"], federation: Federation
 ) -> ServerState:
     """The state before round 1."""
-    zeros = np.zeros_like(model)
     if federation.algorithm == "fedavgm":
-        return ServerState(model, first=zeros)
+        return ServerState(model, first=np.zeros_like(model))
     if federation.algorithm == "fedadam":
-        return ServerState(model, first=zeros, second=np.full_like(model, _TAU**2))
+        first, second = np.zeros_like(model), np.full_like(model, _TAU**2)
+        return ServerState(model, first=first, second=second)
     if federation.algorithm == "scaffold":
-        return ServerState(model, control=zeros)
+        return ServerState(model, control=np.zeros_like(model))
     return ServerState(model)
 
 
