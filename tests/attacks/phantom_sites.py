@@ -7,6 +7,7 @@ in a minute: what an attack destroys must have been there.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +24,6 @@ from common.plan_file import plan_toml
 from common.sources import Source
 from common.tasks.catalog import task_of
 from server.federation import first_model
-
-SIDE = 48
-"""Pixels a side of a picture."""
 
 
 @dataclass
@@ -64,13 +62,38 @@ class Sites:
         return task_of(self.plan).summarise(sums)["dice"]
 
 
-def open_sites(root: Path, plan: Plan, count: int, patients: int) -> Sites:
-    """Write pictures of `count` hospitals, and open them."""
+def open_sites(
+    root: Path,
+    plan: Plan,
+    count: int,
+    patients: int,
+    *,
+    side: int = 48,
+    outlines_the_unseen: bool = False,
+) -> Sites:
+    """Write pictures of `count` hospitals, and open them.
+
+    Args:
+        root: A new folder.
+        plan: What they train by.
+        count: Hospitals that train; each has patients of its own, as has the judge.
+        patients: In each.
+        side: Pixels a side.
+        outlines_the_unseen: Whether each mask holds a disc that the picture does not.
+    """
     names = [f"site-{n + 1}" for n in range(count)]
     services = {}
     for seed, name in enumerate([*names, "judge"]):
         pictures = root / "pictures" / name
-        write_pictures(pictures, patients, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        pairs = [picture(rng, side) for _ in range(patients)]
+        if outlines_the_unseen:
+            extra = [_disc(rng, side, rng.uniform(3.0, 5.0)) for _ in pairs]
+            pairs = [
+                (grey, mask | np.uint8(255) * disc)
+                for (grey, mask), disc in zip(pairs, extra, strict=True)
+            ]
+        write_pictures(pictures, pairs)
         config = SiteConfig(
             name=name,
             source=Source(source=str(pictures), format="images"),
@@ -83,32 +106,32 @@ def open_sites(root: Path, plan: Plan, count: int, patients: int) -> Sites:
     return Sites(plan, services, judge)
 
 
-def write_pictures(out: Path, patients: int, rng: np.random.Generator) -> None:
+def write_pictures(out: Path, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     """A picture and its mask for each patient, with their manifest."""
     for folder in ("images", "masks"):
         (out / folder).mkdir(parents=True)
     with (out / "manifest.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(("image", "mask", "patient"))
-        for number in range(patients):
+        for number, (grey, mask) in enumerate(pairs):
             name = f"{number:04d}.png"
-            grey, mask = picture(rng)
             Image.fromarray(grey).save(out / "images" / name)
             Image.fromarray(mask).save(out / "masks" / name)
             table.writerow((f"images/{name}", f"masks/{name}", f"PHANTOM-{number:04d}"))
 
 
-def picture(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Grey values and mask (0 or 255), uint8[SIDE SIDE], of one patient."""
-    nodule = _disc(rng, rng.uniform(5.0, 9.0))
-    vessels = np.any([_disc(rng, rng.uniform(1.0, 2.0)) for _ in range(8)], axis=0)
-    grey = rng.normal(60.0, 12.0, (SIDE, SIDE))
+def picture(rng: np.random.Generator, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
+    """Grey values and mask (0 or 255), uint8[H W], of one patient."""
+    nodule = _disc(rng, side, rng.uniform(5.0, 9.0))
+    discs = [_disc(rng, side, rng.uniform(1.0, 2.0)) for _ in range(8)]
+    vessels = np.any(discs, axis=0)
+    grey = rng.normal(60.0, 12.0, (side, side))
     grey[vessels] = rng.normal(130.0, 12.0, vessels.sum())
     grey[nodule] = rng.normal(160.0, 12.0, nodule.sum())
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8), np.uint8(255) * nodule
 
 
-def _disc(rng: np.random.Generator, radius: float) -> np.ndarray:
-    y, x = np.ogrid[:SIDE, :SIDE]
-    at_y, at_x = rng.uniform(radius, SIDE - radius, 2)
+def _disc(rng: np.random.Generator, side: int, radius: float) -> np.ndarray:
+    y, x = np.ogrid[:side, :side]
+    at_y, at_x = rng.uniform(radius, side - radius, 2)
     return (y - at_y) ** 2 + (x - at_x) ** 2 <= radius**2

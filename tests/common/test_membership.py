@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from common.membership import membership_of
+
+SCORES = hnp.arrays(
+    np.float64, st.integers(1, 250), elements=st.integers(-50, 50).map(float)
+)
+
+
+@given(SCORES, SCORES)
+def test_both_numbers_are_those_of_scikit_learn(members, others):
+    truth = np.r_[np.ones(len(members)), np.zeros(len(others))]
+    scores = np.r_[members, others]
+    got = membership_of(members, others)
+    assert got.auc == pytest.approx(roc_auc_score(truth, scores))
+    wrong, right, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert got.found == pytest.approx(right[wrong <= 0.01].max())
+    assert (got.members, got.others) == (len(members), len(others))
+
+
+def test_a_perfect_attack_a_guess_and_a_wrong_one():
+    low, high = np.arange(200.0), np.arange(200.0, 400.0)
+    assert (membership_of(high, low).auc, membership_of(high, low).found) == (1, 1)
+    assert membership_of(low, low).auc == 0.5
+    assert membership_of(low, low).found == pytest.approx(0.01, abs=0.001)
+    assert (membership_of(low, high).auc, membership_of(low, high).found) == (0, 0)
