@@ -60,7 +60,8 @@ from client.hub_road import HubAddress, hub_client
 from client.node_key import HubClock, NodeSignature
 from client.refusals import error_of, unregistered
 from common.errors import JoinError, KeyInUseError, TransportError
-from common.pieces import send
+from common.packing import packed, unpack
+from common.pieces import MalformedError, send
 
 HEARTBEAT_S = 15.0
 """The hub calls a site lost after two of these (Flower: HEARTBEAT_PATIENCE)."""
@@ -201,7 +202,8 @@ class Fleet:
                 max_tries_per_object=None,
                 max_time=_PATIENCE_S,
             )
-        except ObjectPullError as error:
+            unpack(message)
+        except (ObjectPullError, MalformedError) as error:
             self._tell(f"an order was lost on the way ({error})")
             return None
         message.metadata.__dict__["_message_id"] = tree.object_id
@@ -224,6 +226,7 @@ class Fleet:
         late_s = self._clock.offset_s
         answer.metadata.created_at += late_s
         answer.metadata.ttl -= late_s
+        answer = packed(answer)
         answer.metadata.__dict__["_message_id"] = answer.object_id
         with no_object_id_recompute():
             tree = get_object_tree(answer)

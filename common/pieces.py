@@ -46,7 +46,7 @@ class MalformedError(Exception):
     """The pieces don't make a message; whoever sent them is at fault."""
 
 
-_MALFORMED = (
+MALFORMED = (
     *(ValueError, LookupError, TypeError, AttributeError),
     *(DecodeError, RecursionError, OverflowError),
 )
@@ -88,7 +88,7 @@ class Pieces:
             whole = inflate_object_from_contents(
                 self._tree.object_id, self._contents, objects=self._arrays
             )
-        except _MALFORMED as error:
+        except MALFORMED as error:
             raise MalformedError(f"{type(error).__name__}: {error}") from error
         self._arrays = {}
         if not isinstance(whole, Message):

@@ -35,6 +35,7 @@ from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.errors import ERROR_BASE, EngineError, StoppedError
+from common.packing import packed, unpack
 from common.pieces import MalformedError, Pieces, send
 from common.wire import payload_bytes
 
@@ -124,6 +125,7 @@ class HubGrid(Grid):
             return []
         largest = max(payload_bytes(message.content) for message in whole)
         self._most_bytes = max(self._most_bytes, largest + _MARGIN_BYTES)
+        whole = [packed(message) for message in whole]
         with no_object_id_recompute():
             for message in whole:
                 message.metadata.__dict__["_message_id"] = message.object_id
@@ -201,6 +203,8 @@ class HubGrid(Grid):
 
         try:
             reply = coming.pieces.collect(pull)
+            if reply is not None:
+                unpack(reply)
         except _GivenUpError:
             del self._coming[asked]
             why = "the upload of the reply was given up"

@@ -22,7 +22,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, PullObjectRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+)
 from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_type_from_object_content,
@@ -37,8 +41,10 @@ from client.site_file import NODE_KEY, read_site_file
 from common.errors import JoinError
 from common.exchange import Answer, Judgement, Roster, Update
 from common.keys import read_ec_key, read_signing_key
+from common.packing import unpacked
+from common.pieces import MalformedError
 from common.signing import Asked, public_text, seal
-from common.wire import to_record
+from common.wire import payload_bytes, to_record
 
 _ONE = threading.Lock()
 """Flower keeps in a global who speaks."""
@@ -106,11 +112,13 @@ def serve(root: Path, site: str, seed: int, others: Others) -> None:
                 others.note(site, asked)
 
 
-def read(fleet: Fleet, head: Message, tree: object) -> tuple[dict[str, object], int]:
+def read(
+    fleet: Fleet, head: Message, tree: ObjectTree
+) -> tuple[dict[str, object], int]:
     """The order's facts, and the bytes of its model, which are read and dropped."""
     facts: dict[str, object] = {}
     size, run_id = 0, head.metadata.run_id
-    for part in iterate_object_tree(tree):  # type: ignore[arg-type]
+    for part in iterate_object_tree(tree):
         while True:
             request = PullObjectRequest(
                 node=fleet._node, run_id=run_id, object_id=part.object_id
@@ -123,7 +131,12 @@ def read(fleet: Fleet, head: Message, tree: object) -> tuple[dict[str, object], 
         if kind == "ArrayChunk":
             size += len(get_object_body(got.object_content, ArrayChunk))
         elif kind == "ConfigRecord":
-            facts = dict(ConfigRecord.inflate(got.object_content))
+            found = ConfigRecord.inflate(got.object_content)
+            with suppress(MalformedError):  # a large message is not packed
+                small = unpacked(found)
+                size += payload_bytes(small) if "vectors" in small else 0
+                found = small.get("facts", found)
+            facts = dict(found) if "kind" in found else facts
     fleet._call(
         fleet._client.ConfirmMessageReceived,
         ConfirmMessageReceivedRequest(
