@@ -261,7 +261,8 @@ def _disagreements(plan: Plan) -> list[str]:
             f"training.loss {training.loss!r} does not fit task.kind {plan.task.kind!r}"
         )
     said += federation_disagreements(federation)
-    said += privacy_disagreements(plan.privacy, federation)
+    sites = len(plan.simulation.sites) if plan.simulation else None
+    said += privacy_disagreements(plan.privacy, federation, sites)
     said += dp_disagreements(
         plan.privacy.dp,
         norm=model.norm,

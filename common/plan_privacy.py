@@ -51,14 +51,39 @@ def is_masked(privacy: Privacy, federation: Federation, sites: int) -> bool:
     return privacy.secure_aggregation == "on"
 
 
-def privacy_disagreements(privacy: Privacy, federation: Federation) -> list[str]:
-    """What `[privacy]` does not allow elsewhere in the plan."""
-    why = _needs_each_update(federation)
-    if privacy.secure_aggregation == "on" and why:
-        return [
+def threshold_of(privacy: Privacy, sites: int) -> int:
+    """t: shares that open a secret, more than half of the sites and the colluders."""
+    return (sites + privacy.colluders) // 2 + 1
+
+
+def privacy_disagreements(
+    privacy: Privacy, federation: Federation, sites: int | None
+) -> list[str]:
+    """What `[privacy]` does not allow elsewhere in the plan.
+
+    Args:
+        privacy: `[privacy]`.
+        federation: `[federation]`.
+        sites: Of the rehearsal, if the plan has one.
+    """
+    if privacy.secure_aggregation != "on":
+        return []
+    said = []
+    if why := _needs_each_update(federation):
+        said.append(
             f"privacy.secure_aggregation 'on' does not fit {why}; choose one of the two"
-        ]
-    return []
+        )
+    if sites is not None and sites < privacy.min_cohort:
+        said.append(
+            f"privacy.min_cohort {privacy.min_cohort} is above the number of sites, "
+            f"{sites}; no sum could ever be opened"
+        )
+    if sites is not None and sites < threshold_of(privacy, sites):
+        said.append(
+            f"privacy.colluders {privacy.colluders} is too many among {sites} sites; "
+            "no sum could ever be opened"
+        )
+    return said
 
 
 def _needs_each_update(federation: Federation) -> str | None:

@@ -27,6 +27,7 @@ from common.errors import FedctError, PlanError, UsageError
 from common.networks import check_fits
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
+from common.plan_privacy import is_masked
 from common.sources import POOLED, PUBLIC, Simulation, Source
 from deploy.engine import InProcessGrid, run_in_process, run_on_ray
 from deploy.hand_out import hand_out_model, run_record
@@ -127,6 +128,7 @@ def simulate(
         )
     check_fits(plan)
     simulation = _simulation_of(plan, plan_path.name)
+    _check_engine(engine, plan, simulation)
     choose_device(device)
     root = (data_root or plan_path.parent / simulation.data_root).resolve()
     with held(out, plan, resume=resume):
@@ -152,6 +154,17 @@ def _simulation_of(plan: Plan, name: str) -> Simulation:
             "see `fedct plan new`"
         )
     return plan.simulation
+
+
+def _check_engine(engine: Engine, plan: Plan, simulation: Simulation) -> None:
+    """Masks need sites that remember from turn to turn; Ray's workers don't."""
+    sites = len(simulation.sites)
+    if engine == "ray" and is_masked(plan.privacy, plan.federation, sites):
+        raise UsageError(
+            "option --engine got 'ray', whose workers forget a site's secrets between "
+            "the turns of secure aggregation; expected in-process, or a plan with "
+            "privacy.secure_aggregation = 'off'"
+        )
 
 
 def _lay_out(

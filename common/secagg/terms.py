@@ -13,7 +13,7 @@ from common.canonical import items
 from common.contract import CONTRACT
 from common.errors import ContributionError
 from common.plan_federation import Federation
-from common.plan_privacy import Privacy
+from common.plan_privacy import Privacy, threshold_of
 
 MAX_WEIGHT = 1_000_000
 """Most training cases that a site may count for (as `server.aggregate.MAX_CASES`)."""
@@ -101,7 +101,7 @@ def terms_of(
         round=number,
         plan_digest=plan_digest,
         members=tuple(sorted(members.items())),
-        threshold=(len(members) + privacy.colluders) // 2 + 1,
+        threshold=threshold_of(privacy, len(members)),
         min_cohort=privacy.min_cohort,
         mask_bits=privacy.mask_bits,
         mask_range=privacy.cut_at,
