@@ -23,19 +23,11 @@ from server import report_view as view
 from server.record import RunRecord
 from server.report_arms import arm_of, mean_of, value_at
 from server.report_figures import figures_of
+from server.report_privacy import privacy_of
 from server.report_verdict import SAME, verdict_of
 
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
-
-PRIVACY = (
-    "In this version each hospital's weight update travels in the clear to the "
-    "server: there is no secure aggregation and no differential privacy. An update "
-    "holds no image and no label, but whoever can read it may be able to infer "
-    "something about the patients it was trained on. Treat the server, and everyone "
-    "who can read the updates, as trusted with that."
-)
-"""What is and isn't protected, in the words that the page uses."""
 
 
 def render_html(record: RunRecord) -> str:
@@ -51,7 +43,7 @@ def render_html(record: RunRecord) -> str:
             tiles=view.tiles_of(record),
             gains=view.gain_rows(record),
             figures=figures_of(record),
-            privacy=PRIVACY,
+            privacy=privacy_of(record),
             same=SAME,
             compared=view.compares(record),
             # The files are our own; nothing of the record is in them.

@@ -23,7 +23,8 @@ from server.record import (
     SiteRecord,
     SiteRound,
 )
-from server.report import PRIVACY, read_record, render_html, write_report
+from server.report import read_record, render_html, write_report
+from server.report_privacy import privacy_of
 from server.report_verdict import verdict_of
 
 SITES = ("north", "east", "south", "west-children")
@@ -320,7 +321,7 @@ def test_every_text_of_the_record_is_on_the_page(record, page):
     said += [
         "update is not finite",
         "Research use only, not a medical device.",
-        PRIVACY,
+        privacy_of(record),
     ]
     said += [" ".join(line.split()) for line in record.plan_toml.splitlines()]
     assert [s for s in said if s not in text] == []
@@ -590,6 +591,61 @@ def test_arms_of_different_length_are_not_compared_silently(record):
     caveats = verdict_of(changed(record, arms=[record.arms[0], short])).caveats
     assert any("2,400 optimiser steps" in c and "1,200" in c for c in caveats)
     assert not any("optimiser steps" in c for c in verdict_of(record).caveats)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "updates", "said", "unsaid"),
+    [
+        ("mean", ["in the clear"] * 2, "mean believes every", "masked"),
+        ("median", ["in the clear"] * 2, "one by median, which bears", "believes"),
+        ("mean", ["under masks"] * 2, "were masked", "in the clear"),
+        (
+            "mean",
+            ["under masks", "in the clear"],
+            "Of 2 rounds that counted 1",
+            "one by",
+        ),
+    ],
+)
+def test_the_page_says_who_saw_the_updates_and_what_became_of_them(
+    record, aggregation, updates, said, unsaid
+):
+    from common.plan_file import plan_toml
+    from tests.plans import plan
+
+    text = plan_toml(plan(federation__aggregation=aggregation, federation__min_sites=3))
+    federated = record.arms[0]
+    closed = [r for r in federated.rounds if r.outcome == "closed"][:2]
+    rounds = [
+        r.model_copy(update={"updates": u})
+        for r, u in zip(closed, updates, strict=True)
+    ]
+    arm = federated.model_copy(update={"rounds": rounds})
+    told = privacy_of(changed(record, arms=[arm], plan_toml=text))
+    assert said in told
+    assert unsaid not in told
+    assert "no differential privacy" in told
+
+
+def test_the_page_says_what_dp_cost_only_if_every_hospital_told(record):
+    from common.plan_file import plan_toml
+    from tests.plans import plan
+
+    text = plan_toml(plan(privacy__dp={"noise_multiplier": 1.0}))
+    federated = record.arms[0]
+    first = federated.rounds[0]
+    rows = [
+        row.model_copy(update={"epsilon_pld": 1.0 + n, "epsilon_prv": 1.1 + n})
+        for n, row in enumerate(first.sites)
+    ]
+
+    def told(rows) -> str:
+        rounds = [first.model_copy(update={"sites": rows})]
+        arm = federated.model_copy(update={"rounds": rounds})
+        return privacy_of(changed(record, arms=[arm], plan_toml=text))
+
+    assert f"epsilon {0.1 + len(rows):.1f} at delta 1e-05" in told(rows)
+    assert "not every hospital told" in told([*rows[:-1], first.sites[-1]])
 
 
 def test_differences_add_up_as_written():

@@ -1,0 +1,86 @@
+"""What was and wasn't protected in a run, in the words that the report uses.
+
+Read off the rounds and the plan, not off intentions: a round says itself whether the
+updates came under masks.
+"""
+
+from common.errors import PlanError
+from common.plan import Plan
+from common.plan_file import parse_plan
+from server.record import ArmRecord, RunRecord
+from server.report_arms import arm_of
+
+_CLEAR = (
+    "Each hospital's weight update travelled in the clear to the server. An update "
+    "holds no image and no label, but whoever can read it may be able to infer "
+    "something about the patients it was trained on. Treat the server, and everyone "
+    "who can read the updates, as trusted with that."
+)
+_MASKED = (
+    "The updates were masked (secure aggregation): the server learnt their weighted "
+    "mean and none of them by itself. That mean, and the model, may still tell "
+    "something of the patients. And as nobody could look at a single update, a "
+    "hostile or broken hospital could move the model within the bounds of its "
+    "numbers."
+)
+_SOME = (
+    "Of {rounds} rounds that counted {masked} were masked (secure aggregation: the "
+    "server learnt the mean alone); in the others each hospital's update travelled in "
+    "the clear."
+)
+_MEAN = (
+    "The updates were averaged: the mean believes every hospital, so one that is "
+    "hostile or broken could turn the model."
+)
+_ROBUST = (
+    "The updates were made into one by {rule}, which bears with a few hostile or "
+    "broken hospitals and needs every update in the clear."
+)
+_NO_DP = (
+    "There was no differential privacy: nothing bounds what the model tells of a "
+    "patient."
+)
+_DP = (
+    "Patient-level differential privacy at every hospital: epsilon {epsilon:.1f} at "
+    "delta {delta:g} for the patients who paid most, the larger of two accountants."
+)
+_DP_UNTOLD = (
+    "The plan asked for patient-level differential privacy, but not every hospital "
+    "told what it cost: don't rely on it."
+)
+
+
+def privacy_of(record: RunRecord) -> str:
+    """A paragraph on what protected the hospitals and their patients."""
+    federated = arm_of(record, "federated")
+    try:
+        plan = parse_plan(record.plan_toml)
+    except PlanError:  # of another version: the rounds speak for themselves
+        plan = None
+    if federated is None:
+        return f"{_CLEAR} {_NO_DP}"
+    return f"{_who_sees(federated, plan)} {_dp(federated, plan)}"
+
+
+def _who_sees(arm: ArmRecord, plan: Plan | None) -> str:
+    counted = [r for r in arm.rounds if r.outcome == "closed"]
+    masked = sum(r.updates == "under masks" for r in counted)
+    if masked == len(counted) > 0:
+        return _MASKED
+    if masked:
+        return _SOME.format(rounds=len(counted), masked=masked)
+    rule = "mean" if plan is None else plan.federation.aggregation
+    how = _MEAN if rule == "mean" else _ROBUST.format(rule=rule.replace("_", " "))
+    return f"{_CLEAR} {how}"
+
+
+def _dp(arm: ArmRecord, plan: Plan | None) -> str:
+    if plan is None or plan.privacy.dp is None:
+        return _NO_DP
+    told: dict[str, float] = {}
+    for row in (row for r in arm.rounds for row in r.sites):
+        known = [e for e in (row.epsilon_pld, row.epsilon_prv) if e is not None]
+        told[row.site] = max([told.get(row.site, 0.0), *known])
+    if not told or not all(told.values()):
+        return _DP_UNTOLD
+    return _DP.format(epsilon=max(told.values()), delta=plan.privacy.dp.delta)
