@@ -58,6 +58,11 @@ class Policy(BaseModel):
     as they are."""
     min_judged: Annotated[int, Field(ge=1)] = 1
     """Fewest held-out cases over which sums of metrics leave."""
+    dp_epsilon: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """What all training here may ever cost each patient, over all runs; plans without
+    differential privacy are refused then (`client.ledger`)."""
+    dp_delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    """Chance of losing more than dp_epsilon."""
 
     @field_validator("hours")
     @classmethod
@@ -104,6 +109,12 @@ def objections(policy: Policy, plan: Plan) -> Iterator[PolicyError]:
             "masks",
             "a plan that does without secure aggregation",
             "one with it (policy.secure_aggregation)",
+        )
+    if policy.dp_epsilon is not None and privacy.dp is None:
+        yield _no(
+            "dp",
+            "a plan that does without differential privacy",
+            "one with [privacy.dp] (policy.dp_epsilon)",
         )
 
 

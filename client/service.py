@@ -4,8 +4,9 @@
 It knows nothing of Flower: engines bring orders and take answers away. Every order is
 checked against the plan that the site approved before anything is touched.
 
-Not covered here: clipping, noise and masking. In this version the update leaves in the
-clear.
+With DP each patient is clipped and blurred, and paid for before (`client.dp_site`).
+
+Not covered here: masking (`client.masking`), and what may leave (`client.egress`).
 """
 
 import hashlib
@@ -17,19 +18,34 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
+from client.corrections import correction_of, new_control
+from client.dp_site import (
+    check_run,
+    epoch_length,
+    packed,
+    patients_of,
+    pay,
+    terms_of,
+    train_by,
+    unpacked,
+)
 from client.intake.run import SiteData
 from client.patches import PatchSampler
 from client.state import SiteState, load_state, save_state
 from client.store import CaseStore
 from client.train import (
+    NOTHING,
     Correction,
     Progress,
+    Trained,
     build_optimizer,
+    seed_dropout,
     steps_per_round,
     train_round,
 )
+from common.accounting import Cost
 from common.case import PreparedCase
-from common.errors import ContributionError
+from common.errors import ContributionError, StoreError
 from common.exchange import (
     RUN_ID,
     Hello,
@@ -47,7 +63,6 @@ from common.parameters import (
     digest_of,
     layout_of,
     load_vector,
-    parts_of,
     to_vector,
 )
 from common.plan import Plan
@@ -101,6 +116,10 @@ class SiteService:
         self._memory: tuple[str, int, SiteState] | None = None
         self._opened: dict[Part, list[PreparedCase]] = {}
         self._train = [c.store.open(record) for c in cases for record in c.data.train]
+        # A pooled site (rehearsals only) takes its members' steps, one after another.
+        counts = [epoch_length(plan, c.data.train) for c in cases]
+        self._steps = sum(steps_per_round(plan.training, count) for count in counts)
+        self._terms = terms_of(plan, patients_of(self._train), self._steps)
 
     def hello(self, order: Hello) -> Roster:
         """Introduce the site, after checking that both sides mean one model."""
@@ -111,6 +130,8 @@ class SiteService:
                 "are both sides of one FedCT version?",
                 code="layout",
             )
+        if self._terms is not None:
+            check_run(self._folder, order.run, self._terms)
         return Roster(
             site=self.name,
             train=len(self._train),
@@ -124,60 +145,118 @@ class SiteService:
         """Train one round from the order's model; remember the state after it."""
         self._check(order)
         self._check_model(order)
-        plan, network = self._plan, self._network
-        # A pooled site (rehearsals only) takes its members' steps, one after another.
-        steps = sum(
-            steps_per_round(plan.training, len(c.data.train)) for c in self._cases
-        )
+        if (again := self._answered(order)) is not None:
+            return again
         state = self._recall(order.run, order.state_round)
         self._memory = None  # the optimiser below shares tensors with `state`
-        load_vector(network, self._layout, order.model)
-        _load_local(network, state)
-        optimizer = build_optimizer(network, plan.training)
+        load_vector(self._network, self._layout, order.model)
+        _load_local(self._network, state)
+        optimizer = build_optimizer(self._network, self._plan.training)
         if state.optimizer is not None:
             optimizer.load_state_dict(state.optimizer)
+        cost = None
+        if self._terms is None:
+            trained = self._train_openly(order, state, optimizer, progress)
+        else:
+            cost = pay(self._folder, order, self._terms)  # before any noise is drawn
+            trained = self._train_privately(order, state, optimizer, progress)
+        delta = to_vector(self._network, self._layout) - order.model
+        control, control_delta = new_control(order, state, delta, trained.rate_sum)
+        after = SiteState(
+            optimizer=optimizer.state_dict()
+            if self._plan.training.keep_optimizer_state
+            else None,
+            local=_local_of(self._network, self._layout),
+            scaler=trained.scaler,
+            control=control,
+            answer={} if cost is None else packed(order, delta, control_delta, cost),
+        )
+        save_state(self._state_folder(order.run), order.round, after, order.state_round)
+        self._memory = (order.run, order.round, after)
+        return self._update(order, delta, control_delta, cost, trained)
+
+    def _train_openly(
+        self,
+        order: TrainOrder,
+        state: SiteState,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+    ) -> Trained:
+        """Steps that depend on plan, site and round alone."""
         seed = self._seed("train", order.round)
-        sampler = PatchSampler(self._train, plan, np.random.default_rng(seed))
+        sampler = PatchSampler(self._train, self._plan, np.random.default_rng(seed))
         with torch.random.fork_rng():
-            _seed_dropout(int(seed.generate_state(1)[0]), self._device)
-            trained = train_round(
-                network,
+            seed_dropout(int(seed.generate_state(1)[0]), self._device)
+            return train_round(
+                self._network,
                 optimizer,
-                (sampler.batch() for _ in range(steps)),
+                (sampler.batch() for _ in range(self._steps)),
                 self._task,
-                plan,
-                steps=steps,
-                first_step=(order.round - 1) * steps,
-                total_steps=plan.federation.rounds * steps,
+                self._plan,
+                steps=self._steps,
+                first_step=(order.round - 1) * self._steps,
+                total_steps=self._plan.federation.rounds * self._steps,
                 correction=self._correction(order, state),
                 scaler=state.scaler,
                 device=self._device,
                 progress=progress,
             )
-        delta = to_vector(network, self._layout) - order.model
-        control, control_delta = _new_control(order, state, delta, trained.rate_sum)
-        after = SiteState(
-            optimizer=optimizer.state_dict()
-            if plan.training.keep_optimizer_state
-            else None,
-            local=_local_of(network, self._layout),
-            scaler=trained.scaler,
-            control=control,
+
+    def _train_privately(
+        self,
+        order: TrainOrder,
+        state: SiteState,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+    ) -> Trained:
+        """Steps that nobody can foretell or repeat; they are paid for already."""
+        assert self._terms is not None
+        return train_by(
+            self._terms,
+            self._train,
+            self._network,
+            optimizer,
+            self._task,
+            self._plan,
+            number=order.round,
+            correction=self._correction(order, state),
+            device=self._device,
+            progress=progress,
         )
-        save_state(self._state_folder(order.run), order.round, after, order.state_round)
-        self._memory = (order.run, order.round, after)
+
+    def _answered(self, order: TrainOrder) -> Update | None:
+        """DP: the answer to this very order, if it was given once and is still kept."""
+        if self._terms is None:
+            return None
+        try:
+            kept = self._recall(order.run, order.round).answer
+        except StoreError:
+            return None
+        again = unpacked(kept, order, self._terms)
+        return None if again is None else self._update(order, *again)
+
+    def _update(
+        self,
+        order: TrainOrder,
+        delta: Float32[np.ndarray, " P"],
+        control_delta: Float32[np.ndarray, " P"] | None,
+        cost: Cost | None,
+        trained: Trained = NOTHING,
+    ) -> Update:
         return Update(
             site=self.name,
             round=order.round,
-            plan_digest=plan.digest,
+            plan_digest=self._plan.digest,
             delta=delta,
             cases=len(self._train),
             loss=trained.loss,
-            steps=steps,
+            steps=self._steps,
             train_s=trained.seconds,
             accepted=self._accepted,
             found=self._found,
             control_delta=control_delta,
+            epsilon_pld=None if cost is None else cost.pld,
+            epsilon_prv=None if cost is None else cost.prv,
         )
 
     def judge(self, order: JudgeOrder) -> Judgement:
@@ -243,6 +322,11 @@ class SiteService:
             int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
         )
 
+    def _correction(self, order: TrainOrder, state: SiteState) -> Correction:
+        return correction_of(
+            self._network, self._layout, self._plan.federation, order, state
+        )
+
     def _state_folder(self, run: str) -> Path:
         return self._folder / "state" / run
 
@@ -252,35 +336,6 @@ class SiteService:
         if self._memory is not None and self._memory[:2] == (run, number):
             return self._memory[2]
         return load_state(self._state_folder(run), number)
-
-    def _correction(self, order: TrainOrder, state: SiteState) -> Correction:
-        federation = self._plan.federation
-        if federation.algorithm == "fedprox":
-            anchor = tuple(p.detach().clone() for p in self._network.parameters())
-            return Correction(anchor=anchor, mu=federation.proximal_mu)
-        if order.control is None:
-            return Correction()
-        shift = order.control.copy()
-        if state.control is not None:
-            shift -= state.control.numpy()
-        return Correction(shift=self._like_parameters(shift))
-
-    def _like_parameters(
-        self, vector: Float32[np.ndarray, " P"]
-    ) -> tuple[torch.Tensor, ...]:
-        """The parts of a vector that are parameters, in the order of parameters()."""
-        parts = dict(parts_of(vector, self._layout))
-        return tuple(
-            torch.from_numpy(parts[name].copy()).to(self._device)
-            for name, _ in self._network.named_parameters()
-        )
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    """As `torch.manual_seed`, which spends a millisecond on devices not in use."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _local_of(network: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
@@ -293,17 +348,3 @@ def _load_local(network: nn.Module, state: SiteState) -> None:
     """FedBN: put the site's own norm layers back."""
     if state.local:
         network.load_state_dict(state.local, strict=False)
-
-
-def _new_control(
-    order: TrainOrder,
-    state: SiteState,
-    delta: Float32[np.ndarray, " P"],
-    rate_sum: float,
-) -> tuple[torch.Tensor | None, Float32[np.ndarray, " P"] | None]:
-    """SCAFFOLD's option II: c_i' = c_i - c + (x - y) / sum of rates."""
-    if order.control is None:
-        return None, None
-    change = -order.control - delta / np.float32(rate_sum)
-    old = np.zeros_like(change) if state.control is None else state.control.numpy()
-    return torch.from_numpy(old + change), change

@@ -75,6 +75,10 @@ _TEMPLATE = """\
 {counts}
 # fewest held-out cases over which sums of metrics leave
 {min_judged}
+# what all training may ever cost each patient, and the chance of losing more; plans
+# without differential privacy are refused then (fedct client ledger)
+{dp_epsilon}
+{dp_delta}
 
 # where the images lie, and what they are: dicom, nifti, metaimage or images
 {data}"""
@@ -223,7 +227,12 @@ def read_site_file(folder: Path) -> SiteFile:
 
 
 def _policy_lines(policy: Policy) -> dict[str, str]:
-    examples = {"max_rounds": 50, "hours": ["18:00-07:00"], "max_update_norm": 10.0}
+    examples = {
+        "max_rounds": 50,
+        "hours": ["18:00-07:00"],
+        "max_update_norm": 10.0,
+        "dp_epsilon": 8.0,
+    }
     lines = {}
     for key, value in policy.model_dump(mode="json").items():
         is_example = key in examples and not value

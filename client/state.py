@@ -44,6 +44,8 @@ class SiteState:
     """fp16: state dict of the loss scale."""
     control: Tensor | None = None
     """SCAFFOLD: the site's control variate c_i, float32 [P]."""
+    answer: dict[str, Any] = field(default_factory=dict)
+    """DP: what was answered, which costs nothing to say again (`client.dp_site`)."""
     carried: Tensor | None = None
     """Masks of 16 bits: what rounding has lost, float32 [P]."""
 

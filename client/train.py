@@ -53,6 +53,10 @@ class Trained:
     """fp16: the loss scale that was found, for the next round; else empty."""
 
 
+NOTHING = Trained(None, 0.0, 0.0, {})
+"""A round that was answered from memory."""
+
+
 def build_optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The optimiser that the plan names, over all parameters."""
     rate, decay = training.learning_rate, training.weight_decay
@@ -158,6 +162,13 @@ def train_round(
             'expected some; set training.amp = "bf16" or more training.steps'
         )
     return Trained(mean, rate_sum, time.perf_counter() - started, scale.state_dict())
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed`, which spends a millisecond on devices not in use."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

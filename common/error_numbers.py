@@ -21,6 +21,7 @@ CHECKS: Final[Mapping[tuple[int, str], int]] = {
     (23, "note"): 1,
     (23, "state"): 2,
     (23, "audit"): 3,
+    (23, "ledger"): 4,
     (40, "plan"): 1,
     (40, "model"): 2,
     (40, "layout"): 3,
