@@ -24,6 +24,7 @@ from deploy import (
     cli_client,
     cli_data,
     cli_join,
+    cli_ledger,
     cli_parcel,
     cli_predict,
     cli_server,
@@ -52,6 +53,7 @@ app.add_typer(cli_join.server_app, name="server")
 cli_join.client_app.add_typer(cli_client.control_app)
 cli_join.client_app.add_typer(cli_audit.site_app)
 cli_join.server_app.add_typer(cli_audit.hub_app)
+cli_join.client_app.add_typer(cli_ledger.site_app)
 cli_join.client_app.add_typer(cli_parcel.site_app)
 app.add_typer(cli_join.client_app, name="client")
 
