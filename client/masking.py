@@ -133,6 +133,7 @@ class SiteMasks:
             order.members,
             order.weight_cap,
             order.size,
+            order.slots,
         )
         mine = public_text(self._identity.public_key())
         if order.members.get(self._site) != mine:

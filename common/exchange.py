@@ -200,6 +200,8 @@ class KeysOrder:
     """Largest weight of a site."""
     size: int
     """P, the length of an update."""
+    slots: int
+    """Sites of the run: sums have room for all of them."""
     nonce: str = field(default_factory=fresh_nonce)
     """Random, and new for every order."""
 

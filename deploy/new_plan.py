@@ -9,6 +9,7 @@ import tomli_w
 from common.durable import write_whole
 from common.errors import UsageError
 from common.plan_file import parse_plan
+from common.plan_privacy import AUTO_SITES
 from common.plan_section import NAME_PATTERN
 
 _HEAD = """\
@@ -115,6 +116,9 @@ algorithm = "fedavg"          # fedavg, fedprox, fedavgm, fedadam, fedbn, scaffo
 min_sites = 2                 # quorum: below it a round is void
 deadline_s = 3600.0
 
+[privacy]
+secure_aggregation = "{masks}"     # on: the server learns the hospitals' sum alone
+
 [data]
 min_cases = 1                 # fewest accepted cases a hospital must have
 min_accepted = 0.0            # smallest share of found series that must be accepted
@@ -167,7 +171,8 @@ def write_plan(
         names = ", ".join(_quoted(label) for label in labels)
         text += _SEGMENTATION.format(labels=f"[{names}]")
         text += _PICTURES if source_format == "images" else _VOLUMES
-    text += _TAIL + "".join(_site_table(site, source_format) for site in sites)
+    text += _TAIL.format(masks="on" if len(sites) >= AUTO_SITES else "off")
+    text += "".join(_site_table(site, source_format) for site in sites)
     parse_plan(text, out.name)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, text.encode())

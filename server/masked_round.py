@@ -75,7 +75,6 @@ class _Sum:
 
     keys: KeySet
     total: Masked
-    rows: dict[str, SiteRound]
     next_keys: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -103,19 +102,55 @@ class MaskedRounds:
     ) -> Folded:
         """Ask for masked updates and open their sum; see `folding.fold_round`."""
         self._federation.let_in()
-        left_out = LeftOut()
+        rows: dict[str, SiteRound] = {}
         ready, self._ready = self._ready, None
-        one: _Sum | None = None
+        if ready is not None and not self._fits(ready, number):
+            ready = None
         try:
-            if ready is None or not self._fits(ready, number):
-                size = state.model.size
-                ready = set_up(self._federation, self._arm, number, size, left_out)
-            one = self._gather(ready, state, digest, since)
+            one = self._gathered(ready, state, digest, number, since, rows)
             opened = _Opened(self._open(one, digest))
         except (QuorumError, ContributionError) as error:
             opened = _Opened(error)
-        rows = {**left_out.rows, **({} if one is None else one.rows)}
         return Folded(opened, self._all_rows(rows), None)
+
+    def _gathered(
+        self,
+        ready: SetUp | None,
+        state: ServerState,
+        digest: str,
+        number: int,
+        since: Mapping[str, int],
+        rows: dict[str, SiteRound],
+    ) -> _Sum:
+        """Enough masked vectors to open their sum.
+
+        If too many sites were lost, those that failed are given one more chance, with
+        new keys: a site whose process was started again has no others. Nothing was
+        opened yet, and a repeated round trains the same updates.
+
+        Raises:
+            QuorumError: There are too few.
+            ContributionError: Too few sites could be set up.
+        """
+        for is_last in (False, True):
+            if ready is None:
+                left_out = LeftOut(rows)
+                size = state.model.size
+                ready = set_up(self._federation, self._arm, number, size, left_out)
+            one = self._gather(ready, state, digest, since, rows)
+            fewest = max(one.keys.terms.fewest, self._arm.min_sites)
+            survivors = len(one.survivors)
+            if survivors >= fewest:
+                break
+            failed = sum(row.outcome == "failed" for row in rows.values())
+            if is_last or survivors + failed < fewest:
+                raise QuorumError(
+                    f"round has {survivors} masked updates, expected at least "
+                    f"{fewest}; nothing was opened, and the model stays as it was"
+                )
+            log.warning("set up anew", extra={"round": number, "failed": failed})
+            ready = None
+        return one
 
     def _fits(self, ready: SetUp, number: int) -> bool:
         """Whether what was set up is for this round, and for all who are here."""
@@ -149,9 +184,14 @@ class MaskedRounds:
     # --- first turn: masked vectors ---------------------------------------------------
 
     def _gather(
-        self, ready: SetUp, state: ServerState, digest: str, since: Mapping[str, int]
+        self,
+        ready: SetUp,
+        state: ServerState,
+        digest: str,
+        since: Mapping[str, int],
+        rows: dict[str, SiteRound],
     ) -> _Sum:
-        """Everybody's masked vectors, added up."""
+        """Everybody's masked vectors, added up; `rows` is told of each."""
         terms, arm = ready.keys.terms, self._arm
         orders = {
             site: TrainOrder(
@@ -166,14 +206,14 @@ class MaskedRounds:
             for site in ready.keys.sites
         }
         total: Masked = np.zeros(length_of(terms), dtype=type_of(terms))
-        one = _Sum(ready.keys, total, {})
+        one = _Sum(ready.keys, total)
         nodes, line = self._federation.node_of, self._federation.line
         wait_s = arm.plan.federation.deadline_s
         for reply in ask(line, nodes, orders, MaskedUpdate, wait_s):
             row = self._add(one, reply)
             about = {"arm": arm.name, "round": terms.round, "row": row}
             log.info("reply", extra=about)
-            one.rows[reply.site] = row
+            rows[reply.site] = row
             del reply  # its vector is a whole model
         return one
 
@@ -214,12 +254,6 @@ class MaskedRounds:
     def _open(self, one: _Sum, digest: str) -> Float32[np.ndarray, " P"]:
         """The mean in the sum, after all masks were taken off."""
         terms, survivors = one.keys.terms, one.survivors
-        fewest = max(terms.fewest, self._arm.min_sites)
-        if len(survivors) < fewest:
-            raise QuorumError(
-                f"round has {len(survivors)} masked updates, expected at least "
-                f"{fewest}; nothing was opened, and the model stays as it was"
-            )
         released = self._released(one)
         open_sum(one.keys, digest, survivors, released, one.total)
         opened = decode(terms, one.total, len(survivors))

@@ -101,11 +101,21 @@ def _terms(
 ) -> Terms:
     rosters, plan = federation.rosters, arm.plan
     members = {site: rosters[site].key or "" for site in sites}
-    cap = max(
-        (masked_weight(plan.federation, rosters[site].train) for site in sites),
-        default=1,
+    weights = [
+        masked_weight(plan.federation, rosters[site].train)
+        for site in arm.train
+        if site in rosters
+    ]
+    return terms_of(
+        plan.privacy,
+        arm.run,
+        number,
+        plan.digest,
+        members,
+        max(weights, default=1),
+        size,
+        len(arm.train),
     )
-    return terms_of(plan.privacy, arm.run, number, plan.digest, members, cap, size)
 
 
 def _gather_keys(
@@ -120,6 +130,7 @@ def _gather_keys(
             members=dict(terms.members),
             weight_cap=terms.weight_cap,
             size=terms.size,
+            slots=terms.slots,
         )
         for site in terms.sites
     }

@@ -45,6 +45,9 @@ class Terms:
     """Largest weight of a site; a larger one is cut to it."""
     size: int
     """P, the length of an update."""
+    slots: int
+    """Sites for which sums have room, at least as many as members: those of the run, so
+    that a number does not depend on who happens to be there."""
     contract: int = CONTRACT
     """What both sides speak: stands for the code."""
 
@@ -63,8 +66,8 @@ class Terms:
 
     @property
     def limit(self) -> int:
-        """Largest magnitude of a site's number: n limit < 2^(bits - 1)."""
-        return ((1 << (self.mask_bits - 1)) - 1) // len(self.members)
+        """Largest magnitude of a site's number: slots limit < 2^(bits - 1)."""
+        return ((1 << (self.mask_bits - 1)) - 1) // self.slots
 
     @property
     def fewest(self) -> int:
@@ -80,6 +83,7 @@ def terms_of(
     members: Mapping[str, str],
     weight_cap: int,
     size: int,
+    slots: int,
 ) -> Terms:
     """The terms that follow from a plan and from what the order adds to it.
 
@@ -91,6 +95,7 @@ def terms_of(
         members: Site to Ed25519 key, 64 hex digits.
         weight_cap: Largest weight.
         size: P, the length of an update.
+        slots: Sites for which sums have room.
 
     Raises:
         ContributionError: There are too few or too many sites, two share a key, or a
@@ -107,6 +112,7 @@ def terms_of(
         mask_range=privacy.cut_at,
         weight_cap=weight_cap,
         size=size,
+        slots=slots,
     )
     check_terms(terms)
     return terms
@@ -152,11 +158,11 @@ def check_terms(terms: Terms) -> None:
             f"round caps weights at {terms.weight_cap}, expected 1 to {MAX_WEIGHT}",
             code="weights",
         )
-    if terms.mask_bits not in (16, 32) or not 0 < count * terms.limit < 1 << (
-        terms.mask_bits - 1
-    ):
+    room = 1 << (terms.mask_bits - 1)
+    fits = count <= terms.slots <= MAX_MEMBERS and terms.mask_bits in (16, 32)
+    if not fits or not 0 < terms.slots * terms.limit < room:
         raise ContributionError(
-            f"sums of {count} sites do not fit into {terms.mask_bits} bits, expected "
-            "room for all of them",
+            f"sums of {count} sites do not fit into {terms.slots} slots of "
+            f"{terms.mask_bits} bits, expected room for all of them",
             code="headroom",
         )

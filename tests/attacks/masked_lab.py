@@ -5,7 +5,7 @@ up. A control is a site with one of its checks taken out.
 """
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +67,13 @@ class Lab:
 
     def keys_order(self, number=1, members=None) -> KeysOrder:
         members = members or self.roster
-        return KeysOrder("run", self.plan.digest, number, members, 10, self.size)
+        digest, slots = self.plan.digest, len(members)
+        return KeysOrder("run", digest, number, members, 10, self.size, slots)
 
     def terms(self, number=1, members=None):
         members = members or self.roster
-        privacy = self.plan.privacy
-        return terms_of(
-            privacy, "run", number, self.plan.digest, members, 10, self.size
-        )
+        privacy, digest, slots = self.plan.privacy, self.plan.digest, len(members)
+        return terms_of(privacy, "run", number, digest, members, 10, self.size, slots)
 
     def announced(self, number=1) -> dict[str, bytes]:
         order = self.keys_order(number)
@@ -168,8 +167,3 @@ def is_leaked(found: np.ndarray | None, names: list[str], trial: int = 0) -> boo
         return False
     exact = np.mean([update_of(n, found.size, trial) for n in names], axis=0)
     return bool(np.abs(found - exact).max() < 1e-5)
-
-
-def with_round(order, number):
-    """The same order for another round."""
-    return replace(order, round=number)

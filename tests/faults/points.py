@@ -62,7 +62,7 @@ class Point:
     round: int | None = None
     """Only in this round; unset: in each."""
     kind: str = "train"
-    """Of the order: "hello", "train" or "judge"."""
+    """Of the order: "hello", "keys", "shares", "train", "open" or "judge"."""
 
     @property
     def key(self) -> str:
@@ -115,9 +115,16 @@ class Places:
 
 def _about(order: Any) -> dict[str, Any]:
     """Kind and round of an order, as a point names them."""
-    from common.exchange import Hello, JudgeOrder
+    from common.exchange import Hello, JudgeOrder, KeysOrder, OpenOrder, SharesOrder
 
-    kind = {Hello: "hello", JudgeOrder: "judge"}.get(type(order), "train")
+    kinds = {
+        Hello: "hello",
+        JudgeOrder: "judge",
+        KeysOrder: "keys",
+        SharesOrder: "shares",
+        OpenOrder: "open",
+    }
+    kind = kinds.get(type(order), "train")
     return {"kind": kind, "number": getattr(order, "round", 0)}
 
 

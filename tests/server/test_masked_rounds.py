@@ -53,16 +53,16 @@ def in_the_clear(the_plan, survivors_of):
     roster = {s: public_text(signing_key(s).public_key()) for s in CASES}
     for number in range(1, the_plan.federation.rounds + 1):
         cap = max(masked_weight(the_plan.federation, n) for n in CASES.values())
-        members = {s: roster[s] for s in survivors_of(number, "set-up")}
-        size = model.size
-        terms = terms_of(the_plan.privacy, "run", number, "", members, cap, size)
+        terms = terms_of(
+            the_plan.privacy, "run", number, "", roster, cap, model.size, len(roster)
+        )
         total = 0
-        stay = survivors_of(number, "sum")
+        stay = survivors_of(number)
         for site in stay:
             order = TrainOrder("run", "", number, since[site], model, "")
             update = honest(site, CASES[site], order)
             rounding = _rounding(the_plan, site, number)
-            left = carried.setdefault(site, np.zeros(size, np.float32))
+            left = carried.setdefault(site, np.zeros(model.size, np.float32))
             kept = left if the_plan.privacy.mask_bits == 16 else None
             total = total + encode(terms, update.delta, CASES[site], rounding, kept)
         model = model + decode(terms, total, len(stay)).mean
@@ -70,7 +70,7 @@ def in_the_clear(the_plan, survivors_of):
     return model
 
 
-def everyone(number, when):
+def everyone(number):
     return sorted(CASES)
 
 
@@ -126,8 +126,8 @@ def test_a_site_lost_after_its_keys_is_recovered_from(tmp_path, fault, lost):
     assert rows[lost].outcome in ("late", "failed")
     assert rows[lost].weight == 0.0
 
-    def survivors(number, when):
-        gone = {lost} if (number, when) == (2, "sum") else set()
+    def survivors(number):
+        gone = {lost} if number == 2 else set()
         return sorted(set(CASES) - gone)
 
     assert model.tobytes() == in_the_clear(PLAN, survivors).tobytes()
@@ -153,6 +153,28 @@ def test_below_the_threshold_the_round_is_void_and_nothing_is_opened(tmp_path):
     digests = [r.model_digest for r in record.rounds]
     assert digests[0] == digests[1] != digests[2]
     assert not [o for _, o in grid.asked if isinstance(o, OpenOrder) and o.round == 2]
+
+
+def test_too_many_restarts_cost_a_second_try_and_not_the_round(tmp_path):
+    """Sites that come back get new keys, and the round ends as if undisturbed."""
+    once = set()
+
+    def restarted_once(grid, site, order):
+        return order if site in once or once.add(site) else restarted(grid, site, order)
+
+    lost = ("east", "north", "west")
+    faults = {(s, TrainOrder, 2): restarted_once for s in lost}
+    grid = grid_of(tmp_path, faults=faults)
+    record, model = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    assert {row.outcome for row in record.rounds[1].sites} == {"accepted"}
+    assert model.tobytes() == in_the_clear(PLAN, everyone).tobytes()
+    asked = [
+        type(order)
+        for site, order in grid.asked
+        if site == "mid" and getattr(order, "round", 0) == 2
+    ]
+    assert asked[:4] == [TrainOrder, KeysOrder, SharesOrder, TrainOrder]
 
 
 def test_survivors_that_vanish_before_opening_make_the_round_void(tmp_path):

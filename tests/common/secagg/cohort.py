@@ -79,6 +79,7 @@ def cohort(
         roster_of(identities),
         weight_cap,
         size,
+        len(identities),
     )
     made = {site: RoundSecrets() for site in identities}
     said = {s: announce(terms, s, made[s], identities[s]).pack() for s in identities}

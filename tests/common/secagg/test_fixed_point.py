@@ -17,7 +17,7 @@ ROSTERS = {n: roster_of(identities_of(names_of(n))) for n in (3, 5, 7)}
 
 def terms(count=5, size=30, bits=32, bound=1.0, cap=50, cohort=2):
     privacy = Privacy(mask_bits=bits, mask_range=bound, min_cohort=cohort)
-    return terms_of(privacy, "run", 1, "cd" * 32, ROSTERS[count], cap, size)
+    return terms_of(privacy, "run", 1, "cd" * 32, ROSTERS[count], cap, size, count)
 
 
 def vector(size, seed=0, scale=0.3):
@@ -111,6 +111,8 @@ def test_terms_under_which_sums_could_wrap_or_tell_are_refused():
         ({"weight_cap": 0}, "weights"),
         ({"weight_cap": 10**7}, "weights"),
         ({"mask_bits": 8}, "headroom"),
+        ({"slots": 4}, "headroom"),
+        ({"slots": 300}, "headroom"),
     ]:
         with pytest.raises(ContributionError) as caught:
             check_terms(replace(good, **change))
@@ -123,9 +125,9 @@ def test_headroom_and_threshold_hold_for_every_number_of_sites(n, colluders, bit
     privacy = Privacy(mask_bits=bits, min_cohort=2, colluders=colluders)
     if (n + colluders) // 2 + 1 > n:
         with pytest.raises(ContributionError):
-            terms_of(privacy, "run", 1, "cd" * 32, roster, 1, 1)
+            terms_of(privacy, "run", 1, "cd" * 32, roster, 1, 1, n)
         return
-    agreed = terms_of(privacy, "run", 1, "cd" * 32, roster, 1, 1)
+    agreed = terms_of(privacy, "run", 1, "cd" * 32, roster, 1, 1, n)
     assert n * agreed.limit < 1 << (bits - 1)
     assert 2 * agreed.threshold > n + colluders
     assert n * 255 < 1 << bits  # a weight's bytes

@@ -54,6 +54,7 @@ def test_both_sites_of_a_pair_derive_one_key_and_no_other_pair_does():
         {"mask_range": 2.0},
         {"weight_cap": 51},
         {"size": 41},
+        {"slots": 6},
         {"contract": 99},
     ],
 )
