@@ -69,10 +69,8 @@ class PatientSampler:
         if not len(drawn):
             return []
         picked = [
-            self.patients[patient][
-                int(self.generator.integers(len(self.patients[patient])))
-            ]
-            for patient in drawn
+            cases[int(self.generator.integers(len(cases)))]
+            for cases in (self.patients[int(patient)] for patient in drawn)
             for _ in range(self.each)
         ]
         batch = self.patches.batch_of(picked)

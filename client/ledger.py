@@ -29,6 +29,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from client.private_files import FILE_MODE, FOLDER_MODE, sync_folder, write_private
+from common.accounting import NoisySteps, cost_of
 from common.errors import PolicyError, StoreError
 
 LEDGER = "ledger.jsonl"
@@ -194,15 +195,11 @@ def check_affordable(
 
 def epsilon_of(spent: Iterable[Spending], delta: float) -> float:
     """What all of it costs together, by the larger of two accountants."""
-    from common.accounting import cost_of
-
     return cost_of(map(steps_of, spent), delta).epsilon
 
 
-def steps_of(spending: Spending) -> "NoisySteps":
+def steps_of(spending: Spending) -> NoisySteps:
     """The steps as accountants take them."""
-    from common.accounting import NoisySteps
-
     return NoisySteps(spending.rate, spending.noise_multiplier, spending.steps)
 
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +147,7 @@ def _pld(taken: tuple[NoisySteps, ...], delta: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _one_step(rate: float, noise_multiplier: float) -> object:
+def _one_step(rate: float, noise_multiplier: float) -> Any:
     """Privacy loss of a single step; most of the work, and the same for every count."""
     from dp_accounting.pld import privacy_loss_distribution as losses
 
