@@ -131,7 +131,7 @@ class HeldUpdates:
             for start, block in self._blocks():
                 part = result[start : start + block.shape[1]]
                 if shares is not None:
-                    part[:] = shares @ block.astype(np.float64)
+                    part[:] = np.einsum("n,nc->c", shares, block.astype(np.float64))
                 elif self._federation.aggregation == "median":
                     part[:] = coordinate_median(block)
                 else:

@@ -19,6 +19,7 @@ from common.plan_file import parse_plan
 from server.aggregate import WeightedMean
 from server.federation import open_federation
 from server.robust import HeldUpdates, open_aggregate
+from server.robust_rules import coordinate_median
 from server.rounds import run_arm
 from tests.plans import SEGMENTATION, plan
 from tests.server.scripted import ScriptedGrid, arm_of
@@ -143,6 +144,14 @@ def test_the_geometric_median_knows_no_scale(folder, scale):
     )
     assert np.allclose(other, one * scale, rtol=1e-4, atol=1e-6 * scale)
     assert np.allclose(shares, again, atol=1e-5)
+
+
+@pytest.mark.parametrize("sites", [*range(1, 10), 16, 17, 40])
+def test_few_and_many_sites_are_sorted_alike(sites):
+    block = np.random.default_rng(sites).normal(size=(sites, 50)).astype(np.float32)
+    expected = np.sort(block, axis=0)[(sites - 1) // 2 : sites // 2 + 1]
+    expected = expected.mean(axis=0, dtype=np.float64).astype(np.float32)
+    assert np.array_equal(coordinate_median(block), expected)
 
 
 # ---- laws ----------------------------------------------------------------------------
