@@ -1,0 +1,205 @@
+"""Pictures back from updates: in the clear, from a sum, under masks, with DP."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from client.dp_train import Grid, add_clipped, blur
+from client.secret_random import SecretStream
+from common.errors import ContributionError, FedctError, PlanError
+from common.exchange import Hello, TrainOrder
+from common.networks import build_network
+from common.parameters import digest_of, layout_of, to_vector
+from common.plan_file import parse_plan, plan_toml
+from tests.attacks.imprint import Imprint, psnr, read_off
+from tests.attacks.inversion import (
+    CLASSIFY,
+    SEGMENT,
+    SigmoidNet,
+    gradient_of,
+    invert,
+    joined,
+    likeness,
+    patients,
+)
+from tests.attacks.phantom_sites import open_sites
+from tests.attacks.rows import row
+from tests.common.secagg.cohort import cohort
+
+SITES = 5
+KNOWN = 0.5
+"""SSIM above which a picture counts as recovered; another patient's is about 0."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def flat(gradient: Sequence[Tensor]) -> np.ndarray:
+    return torch.cat([g.flatten() for g in gradient]).numpy()
+
+
+def parted(vector: np.ndarray, like: Sequence[Tensor]) -> list[Tensor]:
+    parts = torch.from_numpy(vector).split([g.numel() for g in like])
+    return [part.reshape(g.shape) for part, g in zip(parts, like, strict=True)]
+
+
+def secure_sum(vectors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What the hub gets of one site, and the mean that it may open."""
+    group = cohort(count=len(vectors), size=vectors[0].size, weight_cap=1)
+    deltas = dict(zip(group.terms.sites, vectors, strict=True))
+    masked = group.masked(deltas, dict.fromkeys(deltas, 1))
+    first = masked[group.terms.sites[0]][: vectors[0].size].view(np.int32)
+    seen = first * (group.terms.mask_range / group.terms.limit)
+    return seen.astype(np.float32), group.opened(masked).mean
+
+
+def private(vectors: Sequence[np.ndarray], sigma: float) -> np.ndarray:
+    """The mean of patients' gradients that DP-SGD lets out, clipped to 1."""
+    grid = Grid.of(1.0, vectors[0].size, len(vectors))
+    total = torch.zeros(vectors[0].size, dtype=torch.int32)
+    for vector in vectors:
+        add_clipped(total, torch.from_numpy(vector.copy()), grid)
+    out = torch.zeros(vectors[0].size)
+    stream = SecretStream(bytes(32))
+    blur(out, total, sigma / grid.unit, grid.unit / len(vectors), stream)
+    return out.numpy()
+
+
+@row(
+    "server",
+    "gradient inversion (L-BFGS, labels known) of one step, no-norm sigmoid network",
+    "masks and their sum over five sites; DP-SGD by patient",
+    short=True,
+)
+def test_a_picture_comes_back_in_the_clear_and_not_through_masks_or_noise(told):
+    plan, network, five = parse_plan(CLASSIFY), SigmoidNet(0), patients(SITES)
+    truth = five[0].image
+    gradients = [gradient_of(network, plan, patient) for patient in five]
+    vectors = [flat(gradient) for gradient in gradients]
+    masked, opened = secure_sum(vectors)
+    noisy = private(vectors[:1], sigma=1.0)
+
+    def found(vector: np.ndarray) -> float:
+        seen = parted(vector, gradients[0])
+        return likeness(invert(network, plan, seen, five[0], steps=200), truth)
+
+    clear, hidden, dp = found(vectors[0]), found(masked), found(noisy)
+    together = invert(
+        network, plan, parted(opened, gradients[0]), joined(five), steps=400
+    )
+    each = [likeness(together, patient.image) for patient in five]
+    other = likeness(five[1].image, truth)
+    told(
+        f"clear: SSIM {clear:.2f} (another patient's picture: {other:.2f})",
+        f"one site under masks {hidden:.2f}; sum of five {min(each):.2f} to "
+        f"{max(each):.2f}, {sum(s > KNOWN for s in each)} of 5 recovered (no "
+        f"guarantee); DP, sigma 1: {dp:.2f}",
+    )
+    assert clear > 0.6
+    assert hidden < 0.2
+    assert dp < 0.2
+    assert sum(s > KNOWN for s in each) < SITES
+
+
+@row(
+    "server",
+    "gradient inversion of one step, U-Net that a plan names (instance norm)",
+    "none: in the clear",
+    short=True,
+)
+def test_the_same_attack_fails_on_a_plans_unet_which_proves_nothing(told):
+    sigmoid = SigmoidNet(0)
+    patient = patients(1)[0]
+    plan = parse_plan(CLASSIFY)
+    seen = gradient_of(sigmoid, plan, patient)
+    control = likeness(invert(sigmoid, plan, seen, patient, steps=200), patient.image)
+    plan = parse_plan(SEGMENT)
+    network = build_network(plan, 1, 1)
+    seen = gradient_of(network, plan, patient)
+    got = likeness(invert(network, plan, seen, patient, steps=200), patient.image)
+    told(
+        f"sigmoid network: SSIM {control:.2f}",
+        f"U-Net: SSIM {got:.2f} (this attack fails on it; no guarantee)",
+    )
+    assert control > 0.6
+
+
+IMAGES = 4
+"""Pictures a site trains on in the one step."""
+
+
+@row(
+    "server",
+    "imprint model (Fowl 2022): 20 pictures of five sites from their sum",
+    "a plan can't name it, and a site trains no other layout; DP-SGD by patient",
+    short=True,
+)
+def test_an_imprint_model_reads_the_sum_and_no_site_would_run_it(tmp_path, told):
+    plan = parse_plan(CLASSIFY)
+    everybody = patients(SITES * IMAGES)
+    brightness = [float(p.image.mean()) for p in everybody]
+    network = Imprint(min(brightness) - 0.01, max(brightness) + 0.01)
+    vectors = []
+    for site in range(SITES):
+        own = everybody[site * IMAGES : (site + 1) * IMAGES]
+        vectors.append(flat(gradient_of(network, plan, joined(own))))
+    single = [flat(gradient_of(network, plan, patient)) for patient in everybody]
+    like = list(network.parameters())
+    _, opened = secure_sum(vectors)
+    seen = {
+        "mean": np.mean(vectors, axis=0, dtype=np.float32),
+        "secure sum": opened,
+        "DP, sigma 0.1": private(single, 0.1),
+    }
+    counts, best = {}, {}
+    for name, vector in seen.items():
+        weight, bias, *_ = parted(vector, like)
+        dbs = [psnr(read_off(weight, bias), p.image) for p in everybody]
+        counts[name] = sum(db > 30.0 for db in dbs)
+        best[name] = float(np.median(dbs))
+    refusals = refused(tmp_path, network)
+    told(
+        "; ".join(
+            f"{name}: {counts[name]} of 20, median {best[name]:.0f} dB"
+            for name in ("mean", "secure sum")
+        ),
+        f"refused by {', '.join(refusals)}; DP (sigma 0.1): "
+        f"{counts['DP, sigma 0.1']} of 20",
+    )
+    assert counts["mean"] >= 18
+    assert counts["secure sum"] >= 18
+    assert counts["DP, sigma 0.1"] == 0
+    assert len(refusals) == 3
+
+
+def refused(folder, network) -> list[str]:
+    """Which checks of the product refuse to run the imprint model."""
+    said = []
+    with pytest.raises(PlanError, match="model"):
+        parse_plan(CLASSIFY.replace('"ResNet10"', '"Imprint"'))
+    said.append("the plan's format")
+    plan = parse_plan(SEGMENT)
+    site = open_sites(folder, plan, 1, 6, side=32).trainers["site-1"]
+    layout = layout_of(network, keep_norms_local=False)
+    text = plan_toml(plan)
+    with pytest.raises(ContributionError, match="layout"):
+        site.hello(Hello("run", plan.digest, text, layout.digest))
+    said.append("the site at the roll call")
+    model = to_vector(network, layout)
+    order = TrainOrder("run", plan.digest, 1, 0, model, digest_of(model))
+    with pytest.raises(FedctError, match="expected"):
+        site.train(order, lambda done, steps: None)
+    said.append("the site at the order")
+    small = replace(order, model=model[:4], model_digest=digest_of(model[:4]))
+    with pytest.raises(FedctError, match="expected"):
+        site.train(small, lambda done, steps: None)
+    return said
