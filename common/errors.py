@@ -15,6 +15,7 @@
     ├── QuorumError                41   too few sites for a mean
     ├── RunError                   42   a run folder can't be started or resumed
     ├── EngineError                43   the engine that carries messages failed
+    ├── ReleaseError               44   a model does not pass the plan's gate
     ├── JoinError                  50   a certificate, request or join kit is refused
     │   ├── KeyInUseError          55   another service has the site's place at the hub
     │   └── VersionError           56   hub and site don't speak one contract
@@ -147,6 +148,12 @@ class EngineError(FedctError):
     """The engine that carries messages between server and sites failed."""
 
     exit_code = 43
+
+
+class ReleaseError(FedctError):
+    """A model does not pass `[privacy.release]`; it is not handed out."""
+
+    exit_code = 44
 
 
 class JoinError(FedctError):

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from common.plan_dp import PatientPrivacy
 from common.plan_federation import Federation
+from common.plan_release import Release
 from common.plan_section import Positive, Section
 
 AUTO_SITES = 3
@@ -37,6 +38,8 @@ class Privacy(Section):
     Unset: 16 for 32 bits, 0.25 for 16."""
     dp: PatientPrivacy | None = None
     """Clips and blurs what is learnt from each patient; unset: nobody does."""
+    release: Release | None = None
+    """What a model must pass before it is handed out; unset: nothing."""
 
     @property
     def cut_at(self) -> float:

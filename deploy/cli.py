@@ -27,6 +27,7 @@ from deploy import (
     cli_ledger,
     cli_parcel,
     cli_predict,
+    cli_privacy,
     cli_server,
 )
 from deploy.cli_options import Format, FormatOption
@@ -56,6 +57,7 @@ cli_join.server_app.add_typer(cli_audit.hub_app)
 cli_join.client_app.add_typer(cli_ledger.site_app)
 cli_join.client_app.add_typer(cli_parcel.site_app)
 app.add_typer(cli_join.client_app, name="client")
+app.add_typer(cli_privacy.privacy_app, name="privacy")
 
 
 class Engine(StrEnum):

@@ -4,14 +4,17 @@ import gc
 import json
 import logging
 import resource
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import ReleaseError
 from common.package import PackageFacts, save_package
 from common.parameters import to_state
 from common.plan import Plan
 from common.plan_file import plan_toml
 from common.tasks.catalog import task_of
+from deploy.privacy_audit import check_release, copy_record
 from deploy.run_folder import Start, final_model, read_arm_record
 from deploy.run_state import now
 from deploy.versions import versions
@@ -30,11 +33,19 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
         folder: The run folder.
         plan: Its plan.
         record: Of the federated arm.
+
+    Raises:
+        ReleaseError: The model does not pass the plan's gate; there is no model.
     """
     if not plan.has_global_model:
         why = "with fedbn each site keeps norm layers of its own; no model/ is written"
         log.warning("no global model", extra={"why": why})
         return
+    try:
+        check_release(folder, plan, record)
+    except ReleaseError:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        raise
     network, layout = first_model(plan)
     monitor = task_of(plan).monitor
     best = record.rounds[record.final_round - 1]
@@ -49,6 +60,7 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
     del network
     gc.collect()  # networks are full of cycles, and this one is a model
     save_package(folder / "model", plan, state, facts=facts)
+    copy_record(folder)
 
 
 def run_record(
@@ -98,6 +110,25 @@ def run_record(
     )
 
 
+def hand_out(folder: Path, plan: Plan, record: RunRecord) -> None:
+    """Write model and report; the report too where the gate keeps the model back.
+
+    Args:
+        folder: The run folder.
+        plan: Its plan.
+        record: Of the run; the federated arm comes first.
+
+    Raises:
+        ReleaseError: See `hand_out_model`.
+    """
+    try:
+        hand_out_model(folder, plan, record.arms[0])
+    except ReleaseError:
+        write_report(record, folder)
+        raise
+    write_report(record, folder)
+
+
 def hand_out_run(folder: Path, plan: Plan, start: Start) -> RunRecord:
     """Write model and report of a real federation's run that has ended."""
     arm = read_arm_record(folder)
@@ -114,7 +145,6 @@ def hand_out_run(folder: Path, plan: Plan, start: Start) -> RunRecord:
         )
         for name, roster in sorted(rosters.items())
     ]
-    hand_out_model(folder, plan, arm)
     record = run_record(
         plan,
         start,
@@ -123,5 +153,5 @@ def hand_out_run(folder: Path, plan: Plan, start: Start) -> RunRecord:
         arms=[arm],
         device="each hospital's own",
     )
-    write_report(record, folder)
+    hand_out(folder, plan, record)
     return record

@@ -30,7 +30,7 @@ from common.plan_file import load_plan, plan_toml
 from common.plan_privacy import is_masked
 from common.sources import POOLED, PUBLIC, Simulation, Source
 from deploy.engine import InProcessGrid, run_in_process, run_on_ray
-from deploy.hand_out import hand_out_model, run_record
+from deploy.hand_out import hand_out, run_record
 from deploy.pictures import draw_pictures
 from deploy.run_folder import (
     BASELINES,
@@ -46,7 +46,6 @@ from deploy.versions import device_name
 from server.app import write_arms
 from server.federation import Arm
 from server.record import ArmRecord, RunRecord, SiteRecord
-from server.report import write_report
 from server.run_files import PLAN_FILE
 
 log = logging.getLogger("fedct.run")
@@ -140,8 +139,7 @@ def simulate(
         with torch_threads(start.threads):
             records = _run_arms(run, engine)
             record = _record(run, start, data, records, engine, intake_s, device)
-            hand_out_model(run.folder, run.plan, records[0])
-        write_report(record, run.folder)
+        hand_out(run.folder, run.plan, record)
     log.info("finished", extra={"seconds": time.perf_counter() - began})
     return record
 

@@ -10,7 +10,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from common import plan, plan_dp, plan_federation, plan_privacy, plan_task, sources
+from common import (
+    plan,
+    plan_dp,
+    plan_federation,
+    plan_privacy,
+    plan_release,
+    plan_task,
+    sources,
+)
 from common.plan import Plan
 
 TEXT = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
@@ -28,6 +36,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`[data]`": plan.Data,
     "`[privacy]`": plan_privacy.Privacy,
     "`[privacy.dp]`": plan_dp.PatientPrivacy,
+    "`[privacy.release]`": plan_release.Release,
     "`[simulation]`": sources.Simulation,
     "`[[simulation.sites]]`: one hospital": sources.SimulatedSite,
 }

@@ -1,0 +1,84 @@
+"""`fedct privacy`: what is known of a model's privacy."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli_options import Format, FormatOption
+
+if TYPE_CHECKING:
+    from server.privacy_record import PrivacyRecord
+
+privacy_app = typer.Typer(
+    no_args_is_help=True,
+    help="What is known of a model's privacy.\n\nExample: `fedct privacy audit runs/a`",
+)
+
+
+@privacy_app.callback()
+def _verbs() -> None:
+    """Keep `audit` a verb of its own."""
+
+
+@privacy_app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    output_format: FormatOption = Format.TEXT,
+) -> None:
+    """Audit a finished run; write `privacy.json` beside its model, and print it.
+
+    What was on, what DP has cost, what canaries show of the DP step, and (in a
+    rehearsal, where the cases are) how well training cases can be told from others.
+
+    Example: `fedct privacy audit runs/demo --format json`
+    """
+    from deploy.privacy_audit import audit_run
+
+    record = audit_run(run, device)
+    if output_format is Format.JSON:
+        typer.echo(record.model_dump_json(indent=1))
+    else:
+        typer.echo("\n".join(lines_of(record)))
+
+
+def lines_of(record: "PrivacyRecord") -> list[str]:
+    """The record for people."""
+    masks = f"{record.masked_rounds} of {record.rounds} rounds that counted"
+    lines = [f"secure aggregation    {masks}", f"aggregation           {_rule(record)}"]
+    if record.dp is None:
+        lines.append("patient-level DP      off: no bound on what the model tells")
+    else:
+        epsilon = record.dp.epsilon
+        said = "not told by every site" if epsilon is None else f"{epsilon:.1f}"
+        lines.append(
+            f"patient-level DP      epsilon {said} at delta {record.dp.delta:g} "
+            f"(PLD {record.dp.epsilon_pld}, PRV {record.dp.epsilon_prv})"
+        )
+    if (one := record.one_run) is not None:
+        lines.append(
+            f"audit of the DP step  at least {one.bound:.2f} of {one.claimed:.2f} "
+            f"claimed; with a tenth of the noise {one.bound_with_bug:.2f} "
+            f"({one.canaries} canaries)"
+        )
+    if (got := record.membership) is None:
+        lines.append("membership inference  not measured: no cases on this machine")
+    else:
+        lines.append(
+            f"membership inference  AUC {got.auc:.3f}, {got.found:.0%} found at 1 % "
+            f"FPR ({got.members} members, {got.others} others)"
+        )
+    lines += [
+        f"site {site.site:<16} share {site.share}, epsilon {site.epsilon}"
+        for site in record.shares
+    ]
+    refused = "; ".join(record.refused)
+    lines.append(f"gate of release       {f'closed: {refused}' if refused else 'open'}")
+    return lines
+
+
+def _rule(record: "PrivacyRecord") -> str:
+    if record.aggregation == "mean":
+        return "mean: believes every site"
+    return f"{record.aggregation}: bears with some hostile sites, sees each update"

@@ -1,0 +1,256 @@
+"""The privacy record of a finished run, and the gate in front of its model.
+
+What was on is read off the run's own record, not off the plan: rounds say themselves
+whether updates were masked, sites what their DP has cost. Membership inference needs
+the patients, so it is measured in a rehearsal only.
+
+Not covered here: stronger attacks than the loss. They are in `make attacks`, on models
+of their own.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.open_site import choose_device, open_cases
+from client.site import SITE_FILE
+from client.train import steps_per_round
+from common.accounting import NoisySteps, noise_for
+from common.case import PreparedCase
+from common.durable import write_whole
+from common.errors import FedctError, ReleaseError, RunError
+from common.membership import membership_of
+from common.parameters import digest_of, load_vector
+from common.plan import Plan
+from common.plan_file import load_plan
+from common.plan_release import Release
+from common.sources import POOLED, PUBLIC
+from common.tasks.catalog import task_of
+from deploy.dp_audit import audit_dp
+from deploy.run_folder import final_model, read_arm_record
+from server.federation import first_model
+from server.privacy_record import (
+    DpRecord,
+    MembershipRecord,
+    OneRunRecord,
+    PrivacyRecord,
+    SiteShare,
+)
+from server.record import ArmRecord, SiteRound
+from server.run_files import PLAN_FILE
+
+PRIVACY_FILE = "privacy.json"
+MOST_CASES = 200
+"""Training cases of a site that membership inference is tried on, the first ones."""
+
+
+def audit_run(folder: Path, device: str = "auto") -> PrivacyRecord:
+    """Audit a finished run and write its privacy record.
+
+    Args:
+        folder: The run folder.
+        device: Where the model is tried on cases, in a rehearsal.
+
+    Raises:
+        RunError: The folder holds no finished run.
+    """
+    try:
+        plan = load_plan(folder / PLAN_FILE)
+        arm = read_arm_record(folder)
+        final_model(folder)
+    except (FedctError, OSError, ValueError) as error:
+        raise RunError(
+            f"folder {folder.name!r} holds no finished run ({type(error).__name__}), "
+            "expected one; finish it with --resume or `fedct server resume`"
+        ) from error
+    record = record_of(folder, plan, arm, device, with_canaries=True)
+    write_record(folder, record)
+    return record
+
+
+def check_release(folder: Path, plan: Plan, arm: ArmRecord) -> None:
+    """Let a model pass the plan's gate, or not; a record says why.
+
+    Raises:
+        ReleaseError: It does not pass.
+    """
+    if plan.privacy.release is None:
+        return
+    record = record_of(folder, plan, arm, "auto", with_canaries=False)
+    write_record(folder, record)
+    if record.refused:
+        raise ReleaseError(
+            f"run {folder.name!r} hands out no model: {'; '.join(record.refused)}; "
+            f"its {PRIVACY_FILE} says more"
+        )
+
+
+def write_record(folder: Path, record: PrivacyRecord) -> None:
+    """Write the record into the run folder, and into the model that is there."""
+    text = record.model_dump_json(indent=1) + "\n"
+    write_whole(folder / PRIVACY_FILE, text.encode())
+    copy_record(folder)
+
+
+def copy_record(folder: Path) -> None:
+    """Put the run's privacy record, where there is one, into its model."""
+    if (folder / PRIVACY_FILE).exists() and (folder / "model").is_dir():
+        content = (folder / PRIVACY_FILE).read_bytes()
+        write_whole(folder / "model" / PRIVACY_FILE, content)
+
+
+def record_of(
+    folder: Path, plan: Plan, arm: ArmRecord, device: str, *, with_canaries: bool
+) -> PrivacyRecord:
+    """What is known of the run of this arm."""
+    counted = [r for r in arm.rounds if r.outcome == "closed"]
+    rows = [row for r in arm.rounds for row in r.sites]
+    sites = sorted({row.site for row in rows})
+    dp = _dp(plan, rows, sites)
+    record = PrivacyRecord(
+        plan_digest=plan.digest,
+        model_digest=digest_of(final_model(folder)),
+        masked_rounds=sum(r.updates == "under masks" for r in counted),
+        rounds=len(counted),
+        aggregation=plan.federation.aggregation,
+        dp=dp,
+        one_run=_one_run(plan, rows, dp) if with_canaries else None,
+        membership=_membership(folder, plan, sites, device),
+        shares=[
+            SiteShare(
+                site=site,
+                share=_tens(
+                    [row.weight for r in counted for row in r.sites if row.site == site]
+                ),
+                epsilon=_range(_epsilon(rows, site)),
+            )
+            for site in sites
+        ],
+        refused=[],
+    )
+    release = plan.privacy.release
+    refused = [] if release is None else refusals(record, release)
+    return record.model_copy(update={"refused": refused})
+
+
+def refusals(record: PrivacyRecord, release: Release) -> list[str]:
+    """What of the gate a model fails; nothing: it may be handed out."""
+    said = []
+    if release.under_masks and record.masked_rounds < record.rounds:
+        said.append(
+            f"{record.rounds - record.masked_rounds} of {record.rounds} rounds were in "
+            "the clear, expected all under masks"
+        )
+    if release.max_epsilon is not None:
+        epsilon = None if record.dp is None else record.dp.epsilon
+        if epsilon is None or epsilon > release.max_epsilon:
+            got = "not told by every site" if epsilon is None else f"{epsilon:.1f}"
+            said.append(f"epsilon is {got}, expected at most {release.max_epsilon:g}")
+    if release.max_membership_auc is not None:
+        auc = None if record.membership is None else record.membership.auc
+        if auc is None or auc > release.max_membership_auc:
+            got = "not measured" if auc is None else f"{auc:.3f}"
+            said.append(
+                f"membership AUC is {got}, expected at most "
+                f"{release.max_membership_auc:g}"
+            )
+    return said
+
+
+def _dp(plan: Plan, rows: Sequence[SiteRound], sites: Sequence[str]) -> DpRecord | None:
+    dp = plan.privacy.dp
+    if dp is None:
+        return None
+    told = [_epsilon(rows, site) for site in sites]
+    known = [pair for pair in told if pair is not None]
+    whole = len(known) == len(told) > 0
+    return DpRecord(
+        delta=dp.delta,
+        clip_norm=dp.clip_norm,
+        epsilon_pld=max(pld for pld, _ in known) if whole else None,
+        epsilon_prv=max(prv for _, prv in known) if whole else None,
+    )
+
+
+def _epsilon(rows: Sequence[SiteRound], site: str) -> tuple[float, float] | None:
+    """The most that a site said its DP has cost, by both accountants."""
+    told = [
+        (row.epsilon_pld, row.epsilon_prv)
+        for row in rows
+        if row.site == site
+        and row.epsilon_pld is not None
+        and row.epsilon_prv is not None
+    ]
+    return max(told) if told else None
+
+
+def _one_run(
+    plan: Plan, rows: Sequence[SiteRound], dp: DpRecord | None
+) -> OneRunRecord | None:
+    """The audit at the chance and noise of the site whose patients paid most."""
+    settings = plan.privacy.dp
+    if settings is None or dp is None or dp.epsilon is None:
+        return None
+    paid = max(rows, key=lambda row: (row.epsilon_pld or 0.0, -row.cases))
+    rate = min(1.0, plan.training.batch_size / max(1, paid.cases))
+    steps = steps_per_round(plan.training, paid.cases) * plan.federation.rounds
+    noise = settings.noise_multiplier
+    if noise is None:
+        assert settings.epsilon is not None  # the plan has one of the two
+        noise = noise_for(settings.epsilon, settings.delta, rate, steps)
+    audited = audit_dp(NoisySteps(rate, noise, steps), settings.delta)
+    return OneRunRecord(
+        claimed=audited.claimed,
+        bound=audited.bound,
+        bound_with_bug=audited.bound_with_bug,
+        canaries=audited.canaries,
+    )
+
+
+def _membership(
+    folder: Path, plan: Plan, sites: Sequence[str], device: str
+) -> MembershipRecord | None:
+    """By the loss of the final model; only where the cases are on this machine."""
+    here = [folder / "sites" / s for s in sites if s not in (POOLED, PUBLIC)]
+    if not plan.has_global_model or not all((s / SITE_FILE).exists() for s in here):
+        return None
+    place = choose_device(device)
+    network, layout = first_model(plan)
+    load_vector(network, layout, final_model(folder))
+    network.to(place).eval()
+    task = task_of(plan)
+
+    def score(case: PreparedCase) -> float:
+        return -float(task.judge(network, case, 0, place)["loss"][0])
+
+    members: list[float] = []
+    others: list[float] = []
+    with torch.no_grad():
+        for site in here:
+            cases = open_cases(site, plan)
+            for record in cases.data.train[:MOST_CASES]:
+                members.append(score(cases.store.open(record)))
+            for record in cases.data.test:
+                others.append(score(cases.store.open(record)))
+    if not members or not others:
+        return None
+    got = membership_of(np.array(members), np.array(others))
+    return MembershipRecord(**vars(got))
+
+
+def _tens(shares: Sequence[float]) -> str:
+    """The mean of shares as a range of ten percent."""
+    mean = sum(shares) / len(shares) if shares else 0.0
+    low = min(90, int(mean * 10.0 + 1e-9) * 10)
+    return f"{low} to {low + 10} %"
+
+
+def _range(epsilon: tuple[float, float] | None) -> str:
+    """A range of one that holds the larger of two accountants."""
+    if epsilon is None:
+        return "not told"
+    high = max(1, math.ceil(max(epsilon)))
+    return f"{high - 1} to {high}"

@@ -1,0 +1,93 @@
+"""What is known of a finished run's privacy: the content of `privacy.json`.
+
+It stands beside the model and says what was on, what was measured and what was not.
+Numbers and site names only. What tells of one hospital is a range.
+"""
+
+from typing import Literal
+
+from server.record import Record
+
+
+class DpRecord(Record):
+    """What patient-level DP has cost, as the sites told."""
+
+    delta: float
+    """Chance of losing more."""
+    clip_norm: float
+    """Largest norm of one patient's gradient."""
+    epsilon_pld: float | None
+    """The largest over the sites, by privacy loss distributions; unset: one of them
+    said nothing."""
+    epsilon_prv: float | None
+    """The same by the PRV accountant."""
+
+    @property
+    def epsilon(self) -> float | None:
+        """The larger of both: what may be published."""
+        if self.epsilon_pld is None or self.epsilon_prv is None:
+            return None
+        return max(self.epsilon_pld, self.epsilon_prv)
+
+
+class OneRunRecord(Record):
+    """The DP step of this installation, audited on canaries (`deploy.dp_audit`)."""
+
+    claimed: float
+    """Epsilon by accounting."""
+    bound: float
+    """Epsilon is at least this, with confidence 0.95."""
+    bound_with_bug: float
+    """What it shows with a tenth of the noise; below the claim it proves little."""
+    canaries: int
+    """How many."""
+
+
+class MembershipRecord(Record):
+    """Membership inference by the loss of the final model."""
+
+    auc: float
+    """0.5 is guessing."""
+    found: float
+    """Share of members found while one other in a hundred is accused."""
+    members: int
+    """Training cases."""
+    others: int
+    """Test cases."""
+
+
+class SiteShare(Record):
+    """One hospital's part, as a range."""
+
+    site: str
+    """Name of the site."""
+    share: str
+    """Its share of the result, the mean over the rounds that counted: "20 to 30 %"."""
+    epsilon: str
+    """What the run cost its patients: "3 to 4", or "not told"."""
+
+
+class PrivacyRecord(Record):
+    """The content of `privacy.json`."""
+
+    record_version: Literal[1] = 1
+    plan_digest: str
+    """Canonical hash of the plan."""
+    model_digest: str
+    """sha256 of the final model's parameters."""
+    masked_rounds: int
+    """Rounds that counted in which the server learnt only the sum of the updates."""
+    rounds: int
+    """Rounds that counted."""
+    aggregation: str
+    """`federation.aggregation` of the plan."""
+    dp: DpRecord | None
+    """Unset: no noise, so no bound on what the model tells of a patient."""
+    one_run: OneRunRecord | None
+    """Unset: not audited."""
+    membership: MembershipRecord | None
+    """Unset: not measured; a hub has no patients, only a rehearsal has."""
+    shares: list[SiteShare]
+    """In order of name."""
+    refused: list[str]
+    """What of `[privacy.release]` the model fails; empty: it may be handed out."""

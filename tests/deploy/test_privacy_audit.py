@@ -1,0 +1,128 @@
+"""The privacy record of a run, and the gate in front of its model."""
+
+import json
+
+import pytest
+
+from common.errors import PlanError, ReleaseError, RunError
+from common.package import load_package
+from common.plan_file import parse_plan
+from common.plan_release import Release
+from deploy.privacy_audit import PRIVACY_FILE, refusals
+from deploy.simulate import simulate
+from server.privacy_record import DpRecord, MembershipRecord, PrivacyRecord
+from tests.deploy.conftest import SEGMENTATION
+
+ONE_ROUND = ("rounds = 3", "rounds = 1")
+
+
+def gate(keys: str) -> str:
+    return SEGMENTATION + f"\n[privacy.release]\n{keys}\n"
+
+
+def record(**changes) -> PrivacyRecord:
+    known = PrivacyRecord(
+        plan_digest="",
+        model_digest="",
+        masked_rounds=3,
+        rounds=3,
+        aggregation="mean",
+        dp=DpRecord(delta=1e-5, clip_norm=1.0, epsilon_pld=3.0, epsilon_prv=3.1),
+        one_run=None,
+        membership=MembershipRecord(auc=0.55, found=0.0, members=50, others=20),
+        shares=[],
+        refused=[],
+    )
+    return known.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("gate", "changes", "said"),
+    [
+        ({"under_masks": True}, {}, []),
+        ({"under_masks": True}, {"masked_rounds": 2}, ["1 of 3 rounds were in the"]),
+        ({"max_epsilon": 3.1}, {}, []),
+        ({"max_epsilon": 3.05}, {}, ["epsilon is 3.1, expected at most 3.05"]),
+        ({"max_epsilon": 3.1}, {"dp": None}, ["epsilon is not told by every site"]),
+        ({"max_membership_auc": 0.6}, {}, []),
+        ({"max_membership_auc": 0.54}, {}, ["membership AUC is 0.550, expected at"]),
+        ({"max_membership_auc": 1.0}, {"membership": None}, ["AUC is not measured"]),
+        (
+            {"max_epsilon": 1.0, "max_membership_auc": 0.5, "under_masks": True},
+            {"masked_rounds": 0},
+            ["3 of 3 rounds", "epsilon is 3.1", "AUC is 0.550"],
+        ),
+    ],
+)
+def test_the_gate_is_closed_unless_every_figure_passes(gate, changes, said):
+    got = refusals(record(**changes), Release(**gate))
+    assert len(got) == len(said)
+    assert all(part in whole for part, whole in zip(said, got, strict=True))
+
+
+@pytest.mark.parametrize(
+    "keys", ["", "max_epsilon = 0.0", "max_membership_auc = 0.4", "max_auc = 0.6"]
+)
+def test_a_gate_that_asks_for_nothing_or_nonsense_is_refused(keys):
+    with pytest.raises(PlanError):
+        parse_plan(gate(keys))
+
+
+def test_an_audit_says_what_was_on_and_measures_the_rest(plan_file, tmp_path, fedct):
+    folder = tmp_path / "run"
+    run = simulate(plan_file(SEGMENTATION, ONE_ROUND), folder)
+    assert not (folder / PRIVACY_FILE).exists()
+    said = fedct("privacy", "audit", folder, "--format", "json")
+    assert said.code == 0, said.err
+    told = PrivacyRecord.model_validate_json(said.out)
+    for path in (folder / PRIVACY_FILE, folder / "model" / PRIVACY_FILE):
+        assert PrivacyRecord.model_validate_json(path.read_bytes()) == told
+    assert load_package(folder).plan.digest == told.plan_digest
+    assert told.model_digest == run.arms[0].rounds[-1].model_digest
+    assert (told.rounds, told.masked_rounds, told.dp, told.one_run) == (
+        1,
+        0,
+        None,
+        None,
+    )
+    assert told.membership is not None
+    assert told.membership.members == sum(site.train for site in run.sites)
+    assert told.membership.others == sum(site.test for site in run.sites)
+    assert 0.0 <= told.membership.auc <= 1.0
+    weights = {row.site: row.weight for row in run.arms[0].rounds[0].sites}
+    for site in told.shares:
+        low, _, high, _ = site.share.split()
+        assert int(low) <= 100 * weights[site.site] <= int(high)
+        assert site.epsilon == "not told"
+    text = fedct("privacy", "audit", folder)
+    assert "patient-level DP      off" in text.out
+    assert "gate of release       open" in text.out
+
+
+def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
+    plan_file, tmp_path, fedct
+):
+    plan = plan_file(gate("max_epsilon = 8.0\nunder_masks = true"), ONE_ROUND)
+    folder = tmp_path / "run"
+    said = fedct("simulate", plan, "--out", folder)
+    assert said.code == ReleaseError.exit_code == 44
+    assert "hands out no model: 1 of 1 rounds were in the clear" in said.err
+    assert "epsilon is not told by every site" in said.err
+    assert not (folder / "model").exists()
+    assert len(json.loads((folder / PRIVACY_FILE).read_text())["refused"]) == 2
+    assert (folder / "report.json").exists()
+
+
+def test_a_model_that_passes_takes_its_record_along(plan_file, tmp_path):
+    folder = tmp_path / "run"
+    simulate(plan_file(gate("max_membership_auc = 1.0"), ONE_ROUND), folder)
+    told = json.loads((folder / "model" / PRIVACY_FILE).read_text())
+    assert told["refused"] == []
+    assert load_package(folder).facts.round == 1
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, fedct):
+    said = fedct("privacy", "audit", tmp_path)
+    assert said.code == RunError.exit_code
+    assert "holds no finished run" in said.err
+    assert list(tmp_path.iterdir()) == []
