@@ -2,9 +2,9 @@
 
 Flower sends every record, array and chunk of a message as an object of its own, and
 each is a request at four ends of the way, about 10 ms of the one core that the
-SuperLink has. Content that is small enough to be one piece anyway travels as two: its
-arrays, which many orders share and which are therefore sent once for all of them, and
-the rest. A large message keeps Flower's form, which `common.pieces` reads in place.
+SuperLink has. Content travels as two: its arrays, which many orders share and which
+are therefore sent once for all of them, and the rest. Large arrays keep Flower's form,
+which `common.pieces` reads in place.
 
 Whoever sends is not believed; see `common.pieces`.
 """
@@ -16,24 +16,32 @@ from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from common.pieces import MALFORMED, MalformedError
 from common.wire import payload_bytes
 
-_MOST_BYTES = 7_000_000
-"""Of a message that is packed; nginx lets bodies of 8 MB through."""
+_MOST_BYTES = 1_000_000
+"""Of arrays that are packed; Flower hashes a record anew at every look, which costs
+more than requests for larger ones."""
 _ARRAYS, _REST, _CONTENT = "packed arrays", "packed rest", "content"
 
 
 def packed(message: Message) -> Message:
-    """The message with the same content in few records, if it is small."""
-    if message.has_error() or payload_bytes(message.content) > _MOST_BYTES:
+    """The message with the same content in as few records as is good."""
+    if message.has_error():
         return message
-    found: tuple[RecordDict, RecordDict] = RecordDict(), RecordDict()
+    arrays, rest, content = RecordDict(), RecordDict(), RecordDict()
     for name, record in message.content.items():
-        found[isinstance(record, ArrayRecord)][name] = record
-    content = RecordDict()
-    for name, part in zip((_REST, _ARRAYS), found, strict=True):
-        if part:
-            text = recorddict_to_proto(part).SerializeToString(deterministic=True)
-            content[name] = ConfigRecord({_CONTENT: text})
+        (arrays if isinstance(record, ArrayRecord) else rest)[name] = record
+    if rest:
+        content[_REST] = _packed(rest)
+    if arrays and payload_bytes(arrays) <= _MOST_BYTES:
+        content[_ARRAYS] = _packed(arrays)
+    else:
+        for name, record in arrays.items():
+            content[name] = record
     return Message(content=content, metadata=message.metadata)
+
+
+def _packed(part: RecordDict) -> ConfigRecord:
+    text = recorddict_to_proto(part).SerializeToString(deterministic=True)
+    return ConfigRecord({_CONTENT: text})
 
 
 def unpack(message: Message) -> None:
@@ -42,17 +50,13 @@ def unpack(message: Message) -> None:
     Raises:
         MalformedError: It is packed, and can't be unpacked.
     """
-    if message.has_error():
+    if message.has_error() or _REST not in message.content:
         return
-    found = {n: message.content[n] for n in (_REST, _ARRAYS) if n in message.content}
-    if not found:
-        return
-    if len(found) != len(message.content):
-        raise MalformedError("it is packed by halves")
     whole = RecordDict()
-    for record in found.values():
-        for name, inner in unpacked(record).items():
-            whole[name] = inner
+    for name, record in message.content.items():
+        inside = unpacked(record) if name in (_REST, _ARRAYS) else {name: record}
+        for inner_name, inner in inside.items():
+            whole[inner_name] = inner
     message.content = whole
 
 
