@@ -164,7 +164,7 @@ SCHEMA: Final[Mapping[type[Answer], Mapping[str, Rule]]] = {
     SealedShares: {
         "site": _SITE,
         "round": _ROUND,
-        "sealed": NamedBlocks(SEALED_BYTES),
+        "sealed": NamedBlocks(SEALED_BYTES, "keys"),
     },
     MaskedUpdate: {
         "site": _SITE,
@@ -185,7 +185,7 @@ SCHEMA: Final[Mapping[type[Answer], Mapping[str, Rule]]] = {
         "round": _ROUND,
         "agreement": Block(64, is_optional=True),
         "shares": NamedBlocks(SHARE_BYTES),
-        "sealed": NamedBlocks(SEALED_BYTES),
+        "sealed": NamedBlocks(SEALED_BYTES, "next_keys"),
     },
 }
 _ANSWER_TO: Final = {
@@ -283,7 +283,7 @@ def _wrong(rule: Rule, value: Any, told: Told) -> str | None:
         case Vector():
             return _wrong_vector(rule, value, told.order)
         case _:
-            return wrong_block(rule, value, getattr(told.order, "model", None))
+            return wrong_block(rule, value, told.order)
 
 
 def _wrong_real(rule: Real, value: Any) -> str | None:

@@ -1,21 +1,21 @@
 """What the gate lets pass of masked numbers, keys and shares: their sizes.
 
 They look like noise, so their values have no range to be checked. Their lengths are
-fixed, and the names beside them are those of sites.
+fixed, and the names beside them are those of sites: where the order has them all, of no
+others.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
+from common.exchange import Order
+from common.plan_section import NAME_PATTERN
 from common.secagg.fixed_point import TAIL
 from common.secagg.terms import MAX_MEMBERS
-
-_SITE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-"""Looser than `common.joining.SiteName`: the names are those of the order."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,30 @@ class NamedBlocks:
     """Sites' names, each with so many bytes of keys or shares."""
 
     size: int
+    known: str | None = None
+    """Field of the order that has the names; unset: it names not all of them."""
 
 
 BlockRule = MaskedVector | Block | NamedBlocks
 
 
-def wrong_block(rule: BlockRule, value: Any, model: np.ndarray | None) -> str | None:
+def wrong_block(rule: BlockRule, value: Any, order: Order) -> str | None:
     """What is wrong with a value, in words without it.
 
     Args:
         rule: What it has to be.
         value: As it would leave.
-        model: The order's model, if it has one.
+        order: What is answered.
     """
     match rule:
         case MaskedVector():
-            return _wrong_masked(value, model)
+            return _wrong_masked(value, getattr(order, "model", None))
         case Block(size=size, is_optional=optional):
             empty = optional and value == b""
             return None if empty else _wrong_bytes(value, size)
-        case NamedBlocks(size=size):
-            return _wrong_blocks(value, size)
+        case NamedBlocks(size=size, known=field):
+            names = None if field is None else getattr(order, field, {})
+            return _wrong_blocks(value, size, names)
 
 
 def _wrong_masked(value: Any, model: np.ndarray | None) -> str | None:
@@ -67,12 +70,16 @@ def _wrong_masked(value: Any, model: np.ndarray | None) -> str | None:
     return None
 
 
-def _wrong_blocks(value: Any, size: int) -> str | None:
+def _wrong_blocks(
+    value: Any, size: int, names: Mapping[str, object] | None
+) -> str | None:
     if not isinstance(value, Mapping) or len(value) > MAX_MEMBERS:
         return "not one entry per site"
     for name, block in value.items():
-        if type(name) is not str or not _SITE_NAME.fullmatch(name):
+        if type(name) is not str or not re.match(NAME_PATTERN, name):
             return "under a name that no site has"
+        if names is not None and name not in names:
+            return "under a name that is not in the order"
         if said := _wrong_bytes(block, size):
             return said
     return None

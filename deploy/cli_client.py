@@ -62,37 +62,61 @@ def client_approve(
     ] = False,
     output_format: FormatOption = Format.TEXT,
 ) -> None:
-    """Approve or deny a plan; without a hash, list the plans that wait.
+    """Approve or deny a plan; without a hash, show the plans that wait.
+
+    Shown are network and parameters, who takes part, what hides the hospital's share,
+    what its policy has against the plan, and what differs, key by key, from the plan
+    that was approved last.
 
     Example: `fedct client approve site 85b45201`
     """
     from client import control_calls
     from client.desk_control import DeskControl
     from common.errors import UsageError
-    from deploy.site_tables import describe, print_plan
 
     check_site(site)
     if digest is None and deny:
         raise UsageError("approve --deny got no plan, expected its hash")
-    if digest is not None:
-        decided = _asked(
-            lambda: control_calls.decide(site, digest, approve=not deny),
-            lambda: DeskControl(site).decide(digest, approve=not deny),
-        )
-        if output_format is Format.JSON:
-            typer.echo(decided.model_dump_json(indent=1, exclude={"toml"}))
-        else:
-            typer.echo(f"{decided.state} plan {decided.digest}")
+    if digest is None:
+        _show_plans(site, every, output_format)
         return
+    decided = _asked(
+        lambda: control_calls.decide(site, digest, approve=not deny),
+        lambda: DeskControl(site).decide(digest, approve=not deny),
+    )
+    if output_format is Format.JSON:
+        typer.echo(decided.model_dump_json(indent=1, exclude={"toml"}))
+        return
+    if not deny:
+        _show_plans(site, True, output_format, decided.digest)
+    typer.echo(f"{decided.state} plan {decided.digest}")
+
+
+def _show_plans(
+    site: Path, every: bool, output_format: Format, only: str | None = None
+) -> None:
+    """Print plans: those that wait, or all, or the one of a digest."""
+    from client import control_calls
+    from client.desk_control import DeskControl
+    from client.site_file import read_site_file
+    from deploy.plan_view import describe, print_plan
+
     known = _asked(lambda: control_calls.plans(site), DeskControl(site).plans)
     approved = [plan for plan in known if plan.state == "approved"]
     shown = [plan for plan in known if every or plan.state == "waiting"]
-    described = [describe(plan, approved) for plan in shown]
+    policy = read_site_file(site).policy
+    described = [
+        describe(plan, approved, policy)
+        for plan in shown
+        if only in (None, plan.digest)
+    ]
     if output_format is Format.JSON:
         typer.echo(json.dumps({"plans": described}, indent=1))
         return
     for plan in described:
         print_plan(plan)
+    if only is not None:
+        return
     if any(plan["state"] == "waiting" for plan in described):
         typer.echo("\napprove one by its hash: fedct client approve SITE HASH")
     else:

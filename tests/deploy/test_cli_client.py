@@ -121,13 +121,17 @@ def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):
         "pictures: waiting",
         first,
         "segmentation of nodule",
-        "UNet 2-D",
+        "UNet 2-D, instance norm, channels 4-8",
+        "447 parameters in 8 tensors",
+        "each update leaves in the clear; no differential privacy",
         "3, each with 2 sites or more",
         "no other plan is approved here",
     ):
         assert words in listed.out
     said = fedct("client", "approve", served, first[:8])
-    assert (said.code, said.out) == (0, f"approved plan {first}\n")
+    assert said.code == 0
+    assert said.out.endswith(f"\napproved plan {first}\n")
+    assert "parameters in" in said.out  # who decides sees what he decides on
     assert is_approved(served, first)
 
     second = queue_plan(served, OTHER, "run-2").digest
@@ -143,6 +147,19 @@ def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):
         {"key": "training.steps", "old": "3", "new": "5"},
         {"key": "federation.min_sites", "old": "2", "new": "3"},
     ]
+
+
+def test_what_the_policy_has_against_a_plan_stands_beside_it(fedct, site):
+    text = (site / "client.toml").read_text()
+    text = text.replace("min_sites = 1", "min_sites = 3")
+    text = text.replace("secure_aggregation = false", "secure_aggregation = true")
+    (site / "client.toml").write_text(text)
+    queue_plan(site, SEGMENTATION, "run-1")
+    listed = fedct("client", "approve", site).out
+    assert listed.count("  REFUSED  site's policy refused") == 2
+    assert "a plan that is content with 2 sites, expected 3 or more" in listed
+    found = json.loads(fedct("client", "approve", site, "--format", "json").out)
+    assert len(found["plans"][0]["objections"]) == 2
 
 
 def test_deny_refuses_and_takes_back(fedct, served):
