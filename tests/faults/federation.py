@@ -35,7 +35,7 @@ import hashlib
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -220,8 +220,18 @@ class Federation:
 
 
 @contextmanager
-def federation(folder: Path, sites: Sequence[str] = SITES) -> Iterator[Federation]:
-    """A federation below a new folder, started; it ends with the block."""
+def federation(
+    folder: Path,
+    sites: Sequence[str] = SITES,
+    write_patients: Callable[[Path, str, int], None] = write_patients,
+) -> Iterator[Federation]:
+    """A federation below a new folder, started; it ends with the block.
+
+    Args:
+        folder: Made here.
+        sites: Names of the hospitals.
+        write_patients: Writes so many patients of a hospital below a folder.
+    """
     ports = free_port(), free_port()
     control = folder / "control"
     control.mkdir(parents=True)

@@ -13,6 +13,7 @@ fault in while the processes run.
     place       where                                                  kinds
     begin       site: an order was accepted, no work done yet          all
     training    site: after a round's first step                       train
+    made        site: the answer is made, did not pass the gate yet    all
     answer      site: the answer passed the gate, is not signed        all
     message     site: the signed message is about to be pushed         all
     order       hub: orders (a record for each site) go out            all
@@ -22,8 +23,8 @@ fault in while the processes run.
 
 What to do there is "hold" (stand still until the point is taken out again), "die"
 (SIGKILL to oneself), or "module:function", which gets `(what, order, past)` and returns
-what to go on with: the answer at "answer", a list of messages at "message". `past` are
-the messages of training orders that were answered before.
+what to go on with: the answer at "made" and "answer", a list of messages at "message".
+`past` are the messages of training orders that were answered before.
 
 All bodies that a site sends and receives over HTTP, decrypted, go to `wire.bin`.
 """
@@ -148,8 +149,9 @@ def in_site(places: Places, control: Path) -> None:
         places.reach("begin", **_about(order))
         return work(folder, order)
 
-    def let_out_(folder: Path, order: Any, answer: Any, key: str) -> Any:
-        answer, grounds = let_out(folder, order, answer, key)
+    def let_out_(folder: Path, order: Any, answer: Any, *more: Any) -> Any:
+        answer = places.reach("made", answer, **_about(order))
+        answer, grounds = let_out(folder, order, answer, *more)
         return places.reach("answer", answer, **_about(order)), grounds
 
     def train_(*args: Any, progress: Callable[[int, int], None], **more: Any) -> Any:

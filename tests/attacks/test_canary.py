@@ -1,0 +1,106 @@
+"""No text of a patient leaves a hospital; and if one did, it would be found."""
+
+import pytest
+
+from tests.attacks.canary import (
+    SPELLINGS,
+    Canaries,
+    canary_federation,
+    hits,
+    outside,
+    search,
+    wires,
+)
+from tests.attacks.canary_studies import Nest
+from tests.attacks.rows import row
+from tests.faults.hosts import until
+from tests.faults.invariants import read_audit
+
+SITES = ("first", "second")
+
+
+@pytest.fixture(scope="module")
+def canaries(tmp_path_factory):
+    with canary_federation(tmp_path_factory.mktemp("canary") / "fed", SITES) as running:
+        yield running
+
+
+@row(
+    "insider",
+    "carries texts of DICOM tags, paths and file names out of a hospital: in answers, "
+    "in sums' names, in what goes wrong",
+    "egress gate, numbers in place of texts",
+    short=True,
+)
+def test_no_canary_leaves_a_hospital_and_a_planted_one_is_found(canaries, told):
+    canaries.disturb()
+    run = canaries.run(rounds=3)
+    _check_it_went_wrong_as_planned(canaries, run)
+    found = canaries.found()
+    searched = outside(canaries.fed)
+    size = sum(path.stat().st_size for path in searched)
+    assert found == []
+    assert (run.folder / "report.html").exists()
+    assert {"report.json", "final.safetensors", "runner.log", "wire.bin"} <= {
+        path.name for path in searched
+    }
+    told(
+        defended=f"0 hits of {len(canaries.nest.hatched)} canaries in {len(SPELLINGS)} "
+        f"spellings, {len(searched)} files, {size / 1e6:.0f} MB"
+    )
+
+    planted = canaries.canary_of("first")
+    leaking = canaries.leaking_run()
+    wire = wires(canaries.fed)[0].read_bytes()
+    spelt = {how for _, how in hits(wire, {planted})}
+    assert spelt == set(SPELLINGS)
+    assert leaking.outcome("first", 1) == "refused"
+    reason = leaking.reason("first", 2)
+    assert reason.endswith("(error 53.12)")  # the words that came with it are not read
+    report = (leaking.folder / "report.html").read_bytes()
+    assert hits(report, {planted}) == set()
+    told(control=f"gate gone: found in {len(spelt)} of {len(SPELLINGS)} spellings")
+
+
+def _check_it_went_wrong_as_planned(canaries: Canaries, run) -> None:
+    """Or the search would prove little."""
+    first, second = (canaries.fed.site(name) for name in SITES)
+    reasons = [run.reason("first", number) for number in (1, 2, 3)]
+    assert [reason[reason.index("(error") :] for reason in reasons] == [
+        "(error 1)",
+        "(error 53.12)",
+        "(error 53.12)",
+    ]
+    canary = canaries.canary_of("first")
+    assert canary in (first.folder / "site.log").read_text()  # it stays there
+    assert second.log("service").count("site joined the hub") == 2
+    assert run.outcome("second", 1) == "accepted"
+    assert run.row("second", 1).found == run.row("second", 1).accepted + 1
+    until(lambda: read_audit(first.folder).broken is None)
+    judged = [line for line in read_audit(first.folder).lines if line.kind == "judge"]
+    assert {line.code for line in judged} == {105312}
+
+
+@pytest.mark.parametrize("how", SPELLINGS)
+@pytest.mark.parametrize("place", range(4))
+def test_a_canary_is_found_however_it_is_spelt(how, place, tmp_path):
+    nest = Nest(7)
+    vrs = ("LO", "CS", "PN", "UI", "DS", "IS", "DA", "TM", "DT")
+    for vr in vrs:
+        canary = nest.text(vr, "PatientName")
+        path = tmp_path / "file"
+        path.write_bytes(b"x" * place + SPELLINGS[how](canary) + b"yz")
+        assert f"{canary}, {how}, in file" in search([path], {canary})
+    other = Nest(1007)
+    strangers = {other.text(vr, "PatientName") for vr in vrs}
+    assert search([path], strangers) == []
+
+
+def test_every_canary_is_another_one():
+    nest = Nest(1)
+    hatched = [
+        nest.text(vr) for vr in ("LO", "CS", "UI", "DS", "TM") for _ in range(99)
+    ]
+    hatched += [nest.name() for _ in range(99)]
+    assert len(nest.hatched) == len(hatched) == 6 * 99
+    assert nest.text("FD") is None
