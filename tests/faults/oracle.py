@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.egress import nearest_ten
 from client.open_site import open_site
 from client.service import SiteService
 from client.site_file import CLIENT_FILE
@@ -50,6 +49,9 @@ class Oracle:
         run, since = f"oracle-{self._runs}", dict.fromkeys(self._sites, 0)
         network, layout = first_model(plan)
         model, models = to_vector(network, layout), []
+        # As told at the roll call: a site is in a row with its cases once it answered.
+        told = [row for entry in done for row in entry.record.sites]
+        weights = {s: max(row.cases for row in told if row.site == s) for s in since}
         for entry in done:
             number, rows = entry.record.number, entry.record.sites
             updates = []
@@ -60,32 +62,13 @@ class Oracle:
                 updates.append(self._service(site, plan).train(order, _ignore))
             masked = entry.record.updates == "under masks"
             if masked and entry.record.outcome == "closed":
-                model = model + self._masked_mean(plan, number, updates)
+                model = model + _masked_mean(plan, number, updates, weights)
                 since |= {update.site: number for update in updates}
             elif not masked and len(updates) >= plan.federation.min_sites:
                 model = model + _mean([(u.delta, u.cases) for u in updates])
                 since |= {update.site: number for update in updates}
             models.append(model)
         return models
-
-    def _masked_mean(
-        self, plan: Plan, number: int, updates: Sequence[Update]
-    ) -> np.ndarray:
-        """What masks come to without any: fixed-point numbers, added as integers."""
-        everyone = [self._service(site, plan) for site in self._sites]
-        cap = max(nearest_ten(len(service._train)) for service in everyone)
-        bound, limit = plan.privacy.cut_at, (2**31 - 1) // len(everyone)
-        total, weights = np.zeros(updates[0].delta.size, np.int64), 0
-        for update in updates:
-            text = f"{plan.plan.seed}/{update.site}/rounding/{number}"
-            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
-            draws = np.random.default_rng(seed).random(total.size, np.float32)
-            weight = nearest_ten(update.cases)
-            scale = limit * weight / (bound * cap)
-            cut = np.clip(update.delta.astype(np.float64), -bound, bound)
-            total += np.floor(cut * scale + draws).astype(np.int64)
-            weights += weight
-        return (total * (bound * cap / limit / weights)).astype(np.float32)
 
     def _service(self, site: str, plan: Plan) -> SiteService:
         if (site, plan.digest) not in self._services:
@@ -102,6 +85,24 @@ def _mean(updates: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
     for delta, cases in updates:
         total += delta * np.float32(cases)
     return total / np.float32(sum(cases for _, cases in updates))
+
+
+def _masked_mean(
+    plan: Plan, number: int, updates: Sequence[Update], weights: dict[str, int]
+) -> np.ndarray:
+    """What masks come to without any: fixed-point numbers, added as integers."""
+    bound, cap = plan.privacy.cut_at, max(weights.values())
+    limit = (2**31 - 1) // len(weights)
+    total = np.zeros(updates[0].delta.size, np.int64)
+    for update in updates:
+        text = f"{plan.plan.seed}/{update.site}/rounding/{number}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
+        draws = np.random.default_rng(seed).random(total.size, np.float32)
+        scale = limit * weights[update.site] / (bound * cap)
+        cut = np.clip(update.delta.astype(np.float64), -bound, bound)
+        total += np.floor(cut * scale + draws).astype(np.int64)
+    weight = sum(weights[update.site] for update in updates)
+    return (total * (bound * cap / limit / weight)).astype(np.float32)
 
 
 def _ignore(done: int, steps: int) -> None: ...
