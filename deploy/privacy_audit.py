@@ -9,7 +9,7 @@ of their own.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from client.open_site import choose_device, open_cases
 from client.site import SITE_FILE
 from client.train import steps_per_round
-from common.accounting import NoisySteps, noise_for
+from common.accounting import NoisySteps, cost_of, noise_for
 from common.case import PreparedCase
 from common.durable import write_whole
 from common.errors import FedctError, ReleaseError, RunError
@@ -195,19 +195,44 @@ def _one_run(
     if settings is None or dp is None or dp.epsilon is None:
         return None
     paid = max(rows, key=lambda row: (row.epsilon_pld or 0.0, -row.cases))
-    rate = min(1.0, plan.training.batch_size / max(1, paid.cases))
-    steps = steps_per_round(plan.training, paid.cases) * plan.federation.rounds
+    rounds = sum(row.site == paid.site and row.epsilon_pld is not None for row in rows)
+    patients, delta = max(1, paid.cases), settings.delta
     noise = settings.noise_multiplier
     if noise is None:
         assert settings.epsilon is not None  # the plan has one of the two
-        noise = noise_for(settings.epsilon, settings.delta, rate, steps)
-    audited = audit_dp(NoisySteps(rate, noise, steps), settings.delta)
+        whole = _steps(plan, patients, 1.0, plan.federation.rounds)
+        noise = noise_for(settings.epsilon, delta, whole.rate, whole.steps)
+    else:
+        patients = _fewest(
+            lambda n: cost_of([_steps(plan, n, noise, rounds)], delta).epsilon,
+            at_most=dp.epsilon,
+            cases=patients,
+        )
+    audited = audit_dp(_steps(plan, patients, noise, rounds), delta)
     return OneRunRecord(
         claimed=audited.claimed,
         bound=audited.bound,
         bound_with_bug=audited.bound_with_bug,
         canaries=audited.canaries,
     )
+
+
+def _steps(plan: Plan, patients: int, noise: float, rounds: int) -> NoisySteps:
+    """What a site with so many patients does in so many rounds."""
+    rate = min(1.0, plan.training.batch_size / patients)
+    return NoisySteps(rate, noise, rounds * steps_per_round(plan.training, patients))
+
+
+def _fewest(epsilon_of: Callable[[int], float], *, at_most: float, cases: int) -> int:
+    """The fewest patients whose epsilon is what was told: a patient has many cases."""
+    low, high = 1, cases
+    while low < high:
+        middle = (low + high) // 2
+        if epsilon_of(middle) <= at_most:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def _membership(

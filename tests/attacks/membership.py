@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.dp_site import patients_of, terms_of
 from common.membership import Membership, membership_of
 from common.networks import build_network
 from common.parameters import layout_of, load_vector
@@ -55,6 +56,10 @@ surface = false
 validation = 0.0
 test = 0.0
 """
+DP = """
+[privacy.dp]
+epsilon = 8.0
+"""
 
 
 def overfitted() -> Plan:
@@ -69,6 +74,12 @@ def regularised() -> Plan:
     change += "scale = 0.1\nshift = 0.1\nnoise = 0.1"
     text = PLAN.replace("STEPS", "40").replace("DECAY", "0.05")
     return parse_plan(text.replace("AUGMENTATION", change))
+
+
+def private() -> Plan:
+    """As many steps as `overfitted`, at epsilon 8 for each patient."""
+    text = PLAN.replace("STEPS", "300").replace("DECAY", "0.0")
+    return parse_plan(text.replace("AUGMENTATION", "") + DP)
 
 
 class Patients:
@@ -95,8 +106,11 @@ class Patients:
         self._service._train = [
             c for c, m in zip(self._cases, member, strict=True) if m
         ]
+        self._service._terms = terms_of(
+            self._plan, patients_of(self._service._train), self._service._steps
+        )
         first = self._sites.first
-        model = first + self._sites.train("site-1", first, number)
+        model = first + self._sites.train("site-1", first, number + 1)
         return member, np.array(self._judge(model))
 
     def _judge(self, model: np.ndarray) -> list[float]:

@@ -7,6 +7,7 @@ from tests.attacks.membership import (
     by_likelihood,
     by_loss,
     overfitted,
+    private,
     regularised,
 )
 from tests.attacks.rows import row
@@ -54,3 +55,22 @@ def test_shadow_models_tell_the_patients_of_the_overfitted_model(tmp_path, told)
     assert min(heart[0].auc, heart[1].auc) > 0.9
     assert heart[1].found > 0.5
     assert max(held[0].auc, held[1].auc) < 0.75
+
+
+@row(
+    "reader of the model",
+    "membership inference by loss, 3 models of as many steps",
+    "DP-SGD by patient, epsilon 8 at delta 1e-5",
+)
+def test_with_dp_as_many_steps_tell_nobody(tmp_path, told):
+    figures = {}
+    for name, plan in (("overfitted", overfitted()), ("private", private())):
+        patients = Patients(tmp_path / name, plan)
+        pairs = [patients.losses(number) for number in range(3)]
+        figures[name] = by_loss(*(np.array(part) for part in zip(*pairs, strict=True)))
+    told(
+        said("overfitted", figures["overfitted"]),
+        said("DP", figures["private"]),
+    )
+    assert figures["overfitted"].auc > 0.9
+    assert figures["private"].auc < 0.65

@@ -8,7 +8,8 @@ from common.errors import PlanError, ReleaseError, RunError
 from common.package import load_package
 from common.plan_file import parse_plan
 from common.plan_release import Release
-from deploy.privacy_audit import PRIVACY_FILE, refusals
+from deploy.cli_privacy import lines_of
+from deploy.privacy_audit import PRIVACY_FILE, audit_run, refusals
 from deploy.simulate import simulate
 from server.privacy_record import DpRecord, MembershipRecord, PrivacyRecord
 from tests.deploy.conftest import SEGMENTATION
@@ -97,6 +98,29 @@ def test_an_audit_says_what_was_on_and_measures_the_rest(plan_file, tmp_path, fe
     text = fedct("privacy", "audit", folder)
     assert "patient-level DP      off" in text.out
     assert "gate of release       open" in text.out
+
+
+def test_an_audit_of_a_private_run_has_both_accountants_and_the_canaries(
+    plan_file, tmp_path
+):
+    folder = tmp_path / "run"
+    dp = "\n[privacy.dp]\nnoise_multiplier = 3.0\n"
+    run = simulate(plan_file(SEGMENTATION + dp, ONE_ROUND), folder)
+    told = audit_run(folder)
+    rows = run.arms[0].rounds[0].sites
+    assert told.dp is not None
+    assert told.dp.epsilon_pld == max(row.epsilon_pld for row in rows)
+    assert told.dp.epsilon_prv == max(row.epsilon_prv for row in rows)
+    assert told.dp.epsilon == max(told.dp.epsilon_pld, told.dp.epsilon_prv)
+    assert told.one_run is not None
+    assert told.one_run.bound <= told.one_run.claimed < told.one_run.bound_with_bug
+    assert told.one_run.claimed == pytest.approx(told.dp.epsilon, abs=0.5)
+    for site, row in zip(told.shares, rows, strict=True):
+        low, _, high = site.epsilon.split()
+        assert int(low) <= max(row.epsilon_pld, row.epsilon_prv) <= int(high)
+    text = "\n".join(lines_of(told))
+    assert f"epsilon {told.dp.epsilon:.1f} at delta 1e-05" in text
+    assert f"of {told.one_run.claimed:.2f} claimed" in text
 
 
 def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
