@@ -102,11 +102,12 @@ def page(lines: dict[tuple[str, str], str], tables: dict[str, str]) -> str:
     return "\n\n".join([rows, *more])
 
 
-def write(path: Path, attacks: Attacks) -> None:
-    """Renew the page; what was not run now stays as it is."""
+def write(path: Path, attacks: Attacks, *, whole: bool = False) -> None:
+    """Renew the page; what was not run now stays as it is, unless all was run."""
     text = path.read_text()
     before, _, rest = text.partition(BEGIN)
     old, _, after = rest.partition(END)
+    old = "" if whole else old
     lines = {}
     for line in old.split("\n### ")[0].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -133,7 +134,7 @@ def main() -> int:
     )
     print(page(attacks.lines(), attacks.tables))
     if options.write and attacks.results:
-        write(options.write, attacks)
+        write(options.write, attacks, whole=not options.only)
     return int(code)
 
 
