@@ -197,11 +197,12 @@ class Canaries:
         (source / f"{self.nest.name()}.txt").write_bytes(words)
         (source / f"{self.nest.name()}.dcm").write_bytes(b"\0" * 128 + b"DICM" + words)
 
-    def run(self, rounds: int, **changes: object) -> Run:
-        """A run in which sites stumble, refuse, lie and die with canaries about them.
+    def run(self, rounds: int, *, kill: bool, **changes: object) -> Run:
+        """A run in which sites stumble, refuse and lie with canaries about them.
 
         Args:
             rounds: At least three.
+            kill: Whether a service dies in training, too, and is started again.
             changes: To the plan.
         """
         first, *_, last = self.fed.sites.values()
@@ -211,13 +212,15 @@ class Canaries:
         first.at("begin", f"{here}refuse", round=2)
         first.at("made", f"{here}sign_as_patient", round=3)
         first.at("made", f"{here}name_a_sum", kind="judge")
-        last.at("training", "hold", round=1)
+        if kill:
+            last.at("training", "hold", round=1)
         run = self.fed.run(rounds=rounds, min_sites=1, **changes)
         until(lambda: "not in" in self.fed.hub.log("runner"), what="a paused site")
         desk.resume(first.folder)
-        last.reached("training", round=1)
-        last.kill_service()
-        last.go_on()
+        if kill:
+            last.reached("training", round=1)
+            last.kill_service()
+            last.go_on()
         run.finished()
         first.go_on()
         return run
@@ -253,7 +256,7 @@ def main() -> int:
     names = [f"site-{number}" for number in range(1, options.sites + 1)]
     with canary_federation(options.folder, names) as canaries:
         canaries.disturb()
-        run = canaries.run(options.rounds)
+        run = canaries.run(options.rounds, kill=True)
         found = canaries.found()
         size = sum(path.stat().st_size for path in outside(canaries.fed))
         print(

@@ -34,7 +34,7 @@ def canaries(tmp_path_factory):
 )
 def test_no_canary_leaves_a_hospital_and_a_planted_one_is_found(canaries, told):
     canaries.disturb()
-    run = canaries.run(rounds=3)
+    run = canaries.run(rounds=3, kill=False)
     _check_it_went_wrong_as_planned(canaries, run)
     found = canaries.found()
     searched = outside(canaries.fed)
@@ -64,7 +64,7 @@ def test_no_canary_leaves_a_hospital_and_a_planted_one_is_found(canaries, told):
 
 def _check_it_went_wrong_as_planned(canaries: Canaries, run) -> None:
     """Or the search would prove little."""
-    first, second = (canaries.fed.site(name) for name in SITES)
+    first = canaries.fed.site("first")
     reasons = [run.reason("first", number) for number in (1, 2, 3)]
     assert [reason[reason.index("(error") :] for reason in reasons] == [
         "(error 1)",
@@ -73,7 +73,6 @@ def _check_it_went_wrong_as_planned(canaries: Canaries, run) -> None:
     ]
     canary = canaries.canary_of("first")
     assert canary in (first.folder / "site.log").read_text()  # it stays there
-    assert second.log("service").count("site joined the hub") == 2
     assert run.outcome("second", 1) == "accepted"
     assert run.row("second", 1).found == run.row("second", 1).accepted + 1
     until(lambda: read_audit(first.folder).broken is None)

@@ -141,6 +141,19 @@ def test_a_log_that_was_signed_by_another_key_is_not_the_site_s(log):
         read_audit(log)
 
 
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_a_line_of_another_log_of_the_same_site_does_not_follow(log, number):
+    ours = lines(log)
+    (log / AUDIT).unlink()
+    for other in range(1, 6):
+        record_left(log, left(other, bytes_out=1), KEY)
+    spliced = [*ours[: number - 1], *lines(log)[number - 1 :]]
+    (log / AUDIT).write_bytes(b"".join(spliced))
+    found = read_audit(log)
+    assert found.broken == f"line {number} does not follow the one before"
+    assert len(found.lines) == number - 1
+
+
 def test_lines_cut_off_the_end_are_missed_by_who_has_seen_them(log):
     whole = read_audit(log)
     marks = [Mark(line.number, line.hash) for line in whole.lines]
