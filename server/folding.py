@@ -12,7 +12,7 @@ from common.errors import ContributionError
 from common.exchange import Roster, TrainOrder, Update
 from server.aggregate import Aggregate, norm_of
 from server.asking import Reply, ask
-from server.federation import Arm, Federation
+from server.federation import FEDERATED, Arm, Federation
 from server.record import SiteRound
 from server.robust import open_aggregate
 from server.server_step import ServerState
@@ -82,6 +82,7 @@ def fold_round(
         folder=arm.folder,
         usual_norm=last_norm or norm_of(state.model),
         last_norm=last_norm,
+        is_baseline=arm.name != FEDERATED,
     )
     control = None if state.control is None else np.zeros_like(state.control)
     rows = []

@@ -40,21 +40,23 @@ def open_aggregate(
     folder: Path,
     usual_norm: float | None,
     last_norm: float | None,
+    is_baseline: bool = False,
 ) -> Aggregate:
     """What the plan's rule begins a round with.
 
     Args:
         federation: `[federation]` of the plan.
         num_params: P, the length of every update vector.
-        min_sites: Fewest accepted sites, of an arm. A baseline that trains fewer sites
-            than the plan's quorum has nobody to be robust against: it gets the mean.
+        min_sites: Fewest accepted sites; the rule may need more.
         folder: Where updates are held, if they are.
         usual_norm: See `server.aggregate.Gate`.
         last_norm: Median norm of the last round that counted; unset: there is none.
+        is_baseline: Whether one site trains alone, or a pool of all: there is nobody to
+            be robust against, so it gets the mean.
     """
     rule = federation.aggregation
     clip_norm = federation.clip_norm or last_norm
-    if rule == "mean" or min_sites < federation.min_sites:
+    if rule == "mean" or is_baseline:
         return WeightedMean(num_params, min_sites=min_sites, usual_norm=usual_norm)
     if rule == "clipped_mean" and clip_norm:
         return WeightedMean(

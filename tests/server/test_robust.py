@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 from scipy.stats import trim_mean
 
-from common.errors import ContributionError, PlanError, QuorumError
+from common.errors import ContributionError, PlanError, QuorumError, RunError
 from common.plan_federation import Federation, replies_needed
 from common.plan_file import parse_plan
 from server.aggregate import WeightedMean
@@ -388,3 +388,19 @@ def test_a_round_with_too_few_replies_for_the_rule_is_void(tmp_path):
     silent = {("e", 1): lambda update: None}
     record, _ = run(tmp_path, ScriptedGrid(CASES, silent), "krum", rounds=2)
     assert [r.outcome for r in record.rounds] == ["void", "closed"]
+
+
+def test_a_run_of_too_few_sites_does_not_fall_back_to_the_mean(tmp_path):
+    two = {"a": 10, "b": 10}
+    the_plan = plan(
+        federation__aggregation="median",
+        federation__min_sites=3,
+        federation__max_void_rounds=1,
+    )
+    grid = ScriptedGrid(two)
+    arm = arm_of(the_plan, tmp_path / "federated", two)
+    with pytest.raises(RunError, match="closed no round"):
+        run_arm(open_federation(grid, arm), arm)
+    alone = replace(arm, name="local-a", train=("a",), folder=tmp_path / "alone")
+    record, _ = run_arm(open_federation(grid, alone), alone)
+    assert {r.outcome for r in record.rounds} == {"closed"}
