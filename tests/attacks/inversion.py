@@ -159,6 +159,40 @@ def invert(
     return found.clamp(-1.0, 1.0)
 
 
+def invert_by_direction(
+    network: nn.Module, plan: Plan, seen: Sequence[Tensor], known: Batch, *, steps: int
+) -> Tensor:
+    """As `invert`, by the gradient's direction and a smooth picture (Geiping 2020).
+
+    Signed Adam on the cosine distance plus total variation (arXiv 2003.14053, equation
+    4), which norm layers hold up less than L-BFGS on the squared distance.
+    """
+    task, parameters = task_of(plan), list(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    guess = torch.randn(known.image.shape, generator=generator) * 0.3
+    guess.requires_grad_(True)
+    optimizer = torch.optim.Adam([guess], lr=0.05)
+    falls = [int(steps * part) for part in (0.4, 0.7, 0.9)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, falls, 0.1)
+    aim = torch.cat([g.flatten() for g in seen])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = task.loss(network(guess), known)
+        mine = torch.autograd.grad(loss, parameters, create_graph=True)
+        whole = torch.cat([g.flatten() for g in mine])
+        distance = 1.0 - torch.cosine_similarity(whole, aim, dim=0)
+        across = (guess[..., 1:] - guess[..., :-1]).abs().mean()
+        down = (guess[..., 1:, :] - guess[..., :-1, :]).abs().mean()
+        (distance + 1e-2 * (across + down)).backward()
+        assert guess.grad is not None
+        guess.grad.sign_()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            guess.clamp_(-1.0, 1.0)
+    return guess.detach()
+
+
 def joined(batches: Sequence[Batch]) -> Batch:
     """Several patients as one batch."""
     return Batch(
