@@ -11,6 +11,7 @@ both stand in the site's log, below the next answer's mark.
 
 import logging
 import os
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,8 @@ from common.signing import Mark
 from server.hub import PRIVATE, order_key
 
 WITNESS: Final = "witness"
+_END_BYTES = 1024
+"""Longer than three lines."""
 
 log = logging.getLogger("fedct.run")
 
@@ -54,14 +57,15 @@ def note_mark(hub: Path, site: str, mark: Mark, now: datetime) -> None:
     """
     path = _path(hub, site)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    before = seen(hub, site)
-    if before and mark.number <= before[-1].number:
-        log.warning("audit log of a site went back", extra={"site": site})
     is_new = not path.exists()
+    end = b"" if is_new else _end_of(path)
+    if (last := _last(end)) is not None and mark.number <= last.number:
+        log.warning("audit log of a site went back", extra={"site": site})
     line = Seen(number=mark.number, hash=mark.hash, at=now).model_dump_json()
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, PRIVATE), "wb") as file:
-        file.write(b"\n" * _is_torn(path) + line.encode() + b"\n")
+        torn = end != b"" and not end.endswith(b"\n")
+        file.write(b"\n" * torn + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     if is_new:
@@ -102,12 +106,20 @@ def receipt_for(hub: Path, site: str) -> Receipt | None:
     return signed(receipt, order_key(hub))
 
 
-def _is_torn(path: Path) -> bool:
-    """Whether the file ends in mid-line."""
+def _end_of(path: Path) -> bytes:
+    """The last lines of a file that grows with every answer."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return size > 0 and file.read(1) != b"\n"
+        file.seek(max(0, size - _END_BYTES))
+        return file.read()
+
+
+def _last(end: bytes) -> Seen | None:
+    """The last whole line."""
+    for line in reversed(end.split(b"\n")):
+        with suppress(ValidationError):
+            return Seen.model_validate_json(line)
+    return None
 
 
 def _path(hub: Path, site: str) -> Path:
