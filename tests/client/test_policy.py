@@ -356,3 +356,18 @@ def test_the_digest_of_a_policy_is_another_with_any_other_value():
     changed = [Policy(), *(policy for policy, _, _ in REFUSED[1:]), AUTO]
     assert len({policy.digest for policy in changed}) == len(changed)
     assert Policy().digest == Policy.model_validate({}).digest
+
+
+def test_by_a_masked_plan_a_hospital_trains_for_no_update_in_the_clear(hospital):
+    """A server that leaves the masks away is refused before anything is trained."""
+    site = hospital(AUTO)
+    for plan in (PLAN, MASKED):
+        assert not ask(site, hello(plan)).has_error()
+    assert not ask(site, order(PLAN, 1, 0)).has_error()  # the control
+    assert number(site, order(MASKED, 1, 0)) == 105307
+    assert [path.name for path in (site / "state").iterdir()] == ["run"]
+    auto = slices(privacy__secure_aggregation="auto")
+    assert not ask(site, hello(auto)).has_error()
+    assert not ask(site, order(auto, 1, 0)).has_error()  # it can be talked out of masks
+    careful = hospital(AUTO.model_copy(update={"secure_aggregation": True}))
+    assert number(careful, order(auto, 1, 0)) == 105307
