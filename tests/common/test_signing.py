@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -18,6 +18,7 @@ from common.exchange import Answer, Hello, Judgement, JudgeOrder, Roster, Update
 from common.keys import private_pem, public_pem, read_signing_key
 from common.signing import (
     Asked,
+    Mark,
     asked_of,
     fingerprint,
     make_signing_key,
@@ -233,6 +234,34 @@ def test_a_flipped_bit_of_the_signature_is_refused(bit):
     raw[bit // 8] ^= 1 << bit % 8
     forged = replace(sealed, signature=bytes(raw))
     assert refusal(update(), sealed.asked, forged, PUBLIC).code == "signature"
+
+
+def test_how_far_the_audit_log_was_is_signed_with_the_answer():
+    mark = Mark(7, "ab" * 32)
+    answer, asked = update(), asked_for(update())
+    sealed = seal(answer, asked, KEY, None, mark)
+    record = to_record(answer, sealed)
+    assert seal_in(record).mark == mark
+    verify(answer, asked, seal_in(record), PUBLIC)
+    for other in (None, Mark(6, mark.hash), Mark(7, "cd" * 32)):
+        said = refusal(answer, asked, replace(sealed, mark=other), PUBLIC)
+        assert said.code == "signature"
+    without = seal(answer, asked, KEY)
+    assert seal_in(to_record(answer, without)).mark is None
+    forged = replace(without, mark=mark)
+    assert refusal(answer, asked, forged, PUBLIC).code == "signature"
+
+
+@pytest.mark.parametrize("left_out", ["log_number", "log_hash"])
+def test_half_a_mark_is_a_malformed_seal(left_out):
+    mark = Mark(7, "ab" * 32)
+    record = to_record(update(), seal(update(), asked_for(update()), KEY, None, mark))
+    facts = dict(record["seal"])
+    del facts[left_out]
+    record["seal"] = ConfigRecord(facts)
+    with pytest.raises(ContributionError) as caught:
+        seal_in(record)
+    assert caught.value.code == "seal"
 
 
 def test_another_site_s_key_is_refused_even_if_it_claims_this_one_s():
