@@ -59,14 +59,14 @@ def test_shadow_models_tell_the_patients_of_the_overfitted_model(tmp_path, told)
 
 @row(
     "reader of the model",
-    "membership inference by loss, 3 models of as many steps",
+    "membership inference by loss, 2 models of as many steps",
     "DP-SGD by patient, epsilon 8 at delta 1e-5",
 )
 def test_with_dp_as_many_steps_tell_nobody(tmp_path, told):
     figures = {}
     for name, plan in (("overfitted", overfitted()), ("private", private())):
         patients = Patients(tmp_path / name, plan)
-        pairs = [patients.losses(number) for number in range(3)]
+        pairs = [patients.losses(number) for number in range(2)]
         figures[name] = by_loss(*(np.array(part) for part in zip(*pairs, strict=True)))
     told(
         said("overfitted", figures["overfitted"]),
