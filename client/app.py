@@ -61,6 +61,7 @@ _SHORTAGES = (
     "can't allocate memory",  # c10/core/impl/alloc_cpu.cpp
     "not enough memory",
     "out of memory",  # CUDA's own
+    "could not create a primitive",  # oneDNN, whose scratchpad found no room
     "ALLOC_FAILED",  # cuBLAS, cuDNN
 )
 """How libraries below torch say it that raise no error of their own kind for it."""
