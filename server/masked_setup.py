@@ -87,13 +87,18 @@ def set_up(
         ContributionError: Too few sites can be masked together; `code` is "cohort".
     """
     sites = can_mask(federation, arm)
+    is_first = True
     while True:
         terms = _terms(federation, arm, number, size, sites)
         keys = _gather_keys(federation, arm, terms, left_out)
         sealed = _gather_shares(federation, arm, keys, left_out)
         if len(sealed) == len(keys.sites):
             return SetUp(keys, delivered(keys, sealed))
-        sites = sorted(sealed)
+        # A site that was started again between the turns can be had, with new keys.
+        again = {s for s, row in left_out.rows.items() if row.outcome == "failed"}
+        here = can_mask(federation, arm) if is_first else []
+        sites = sorted({*sealed, *(again.intersection(here))})
+        is_first = False
 
 
 def _terms(

@@ -93,3 +93,49 @@ def test_too_few_survivors_open_nothing(fed, seen):
         "round 2 void with 1 of 3, its model is round 1's to the bit; no site's audit "
         f"log has a part in opening it; round 3 {records[2].outcome}"
     )
+
+
+EVERYBODY = {
+    "privacy__secure_aggregation": "on",
+    "deadline_s": 300.0,
+    "rejoin_s": 120.0,
+}
+"""Three hospitals, and a cohort of three: nobody may be lost."""
+
+
+@row(
+    1,
+    "under masks: site's service killed in training, where no sum of fewer may open",
+    "it comes back and is set up anew; the round loses nothing",
+)
+def test_a_round_that_needs_everybody_waits_for_who_comes_back(fed, seen):
+    north = fed.site("north")
+    north.at("training", "hold", round=2)
+    run = fed.run(**EVERYBODY)
+    north.reached("training", round=2)
+    north.kill_service()
+    north.go_on()
+    run.finished()
+    check_invariants(run)
+    assert run.accepted() == [ALL] * 3
+    assert left_in_the_clear(run) == []
+    seconds = run.journal()[1].record.seconds
+    seen(f"round 2 closed with 3 of 3 after {seconds:.0f} s, equal to the bit")
+
+
+@row(
+    5,
+    "under masks: hub's runner killed while it collects masked vectors",
+    "resume with new keys; the same model to the bit",
+)
+def test_a_hub_that_dies_in_a_masked_round_goes_on(fed, seen):
+    north = fed.site("north")
+    north.at("message", "hold", round=2)
+    run = fed.run(**EVERYBODY)
+    north.reached("message", round=2)
+    fed.hub.kill_runner()
+    north.go_on()
+    run.finished()
+    check_invariants(run)
+    assert run.accepted() == [ALL] * 3
+    seen("round 2 was asked again with new keys; all models equal to the bit")

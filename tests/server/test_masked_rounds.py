@@ -155,6 +155,18 @@ def test_below_the_threshold_the_round_is_void_and_nothing_is_opened(tmp_path):
     assert not [o for _, o in grid.asked if isinstance(o, OpenOrder) and o.round == 2]
 
 
+def test_a_site_that_is_started_again_in_the_set_up_takes_part(tmp_path):
+    once = []
+
+    def restarted_once(grid, site, order):
+        return order if once or once.append(1) else restarted(grid, site, order)
+
+    grid = grid_of(tmp_path, faults={("mid", SharesOrder, 1): restarted_once})
+    record, model = run(tmp_path / "run", grid)
+    assert {row.outcome for r in record.rounds for row in r.sites} == {"accepted"}
+    assert model.tobytes() == in_the_clear(PLAN, everyone).tobytes()
+
+
 def test_too_many_restarts_cost_a_second_try_and_not_the_round(tmp_path):
     """Sites that come back get new keys, and the round ends as if undisturbed."""
     once = set()
