@@ -40,7 +40,9 @@ def check_contract(writer: str, contract: object, fedct: object) -> None:
     if type(contract) is int:
         known = isinstance(fedct, str) and _VERSION.fullmatch(fedct)
         theirs = f"contract {contract} (FedCT {fedct if known else 'unknown'})"
+    older = reader if newer else writer
     raise VersionError(
         f"{writer} speaks {theirs}, expected contract {CONTRACT} as the {reader} "
-        f"(FedCT {FEDCT}) does; update FedCT at the {reader if newer else writer}"
+        f"(FedCT {FEDCT}) does; update FedCT at the {older}",
+        code=older,
     )

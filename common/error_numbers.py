@@ -50,6 +50,8 @@ CHECKS: Final[Mapping[tuple[int, str], int]] = {
     (53, "kind"): 11,
     (53, "schema"): 12,
     (54, "died"): 1,
+    (56, "hub"): 1,
+    (56, "site"): 2,
 }
 """Exit code and `FedctError.code` to the number of the check; a number is never given
 to another check."""

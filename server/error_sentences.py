@@ -86,6 +86,8 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     f"{_LOG}",
     (54, 1): "site's service died several times in the middle of this order; is its "
     "machine out of memory?",
+    (56, 1): "site speaks a later contract than the hub; update FedCT at the hub",
+    (56, 2): "site speaks an earlier contract than the hub; update FedCT at the site",
 }
 """Exit code and number of the check to a sentence."""
 
