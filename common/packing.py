@@ -50,7 +50,7 @@ def unpack(message: Message) -> None:
     Raises:
         MalformedError: It is packed, and can't be unpacked.
     """
-    if message.has_error() or _REST not in message.content:
+    if message.has_error() or not {_REST, _ARRAYS} & set(message.content):
         return
     whole = RecordDict()
     for name, record in message.content.items():

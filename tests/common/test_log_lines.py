@@ -15,7 +15,8 @@ def line(text: str, **extra: object) -> str:
 
 def test_an_event_is_written_with_its_numbers():
     assert line("round", arm="federated", record=_round()) == (
-        "round arm=federated number=2 outcome=closed model_digest=ab12 seconds=1.235"
+        'round arm=federated number=2 outcome=closed updates="in the clear" '
+        "model_digest=ab12 seconds=1.235"
     )
     assert line("reply", round=2, row=ROW).startswith(
         'reply round=2 site=north outcome=refused reason="it sent 1 NaN" cases=3 '

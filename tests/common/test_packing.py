@@ -63,6 +63,13 @@ def test_a_large_vector_keeps_its_form():
     assert from_record(sent.content, Update).delta.size == 2_000_000
 
 
+def test_arrays_alone_come_back_too():
+    record = to_record(update(10))
+    sent = packed(message(RecordDict({"vectors": record["vectors"]})))
+    unpack(sent)
+    assert sent.content["vectors"]["delta"].data == update(10).delta.tobytes()
+
+
 def test_what_was_packed_is_not_touched():
     plain = message(to_record(update(10)))
     before = list(plain.content)
