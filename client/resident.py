@@ -38,8 +38,8 @@ from common.keys import read_ec_key
 NODE_FILE = "node.json"
 """Which place at the hub this site's last process had, and where it ran."""
 _QUICKEST_S, _SLOWEST_S = 0.25, 2.0
-"""Pause between two questions to the hub: each costs its SuperLink about 13 ms of the
-one core that it has for all."""
+"""Pause between two questions to the hub: each takes some of the one core that its
+SuperLink has for all."""
 _PATIENCE = 0.05
 """The pause is this share of the time since the last order: work that takes long is
 asked for seldom, and never waits for more than a twentieth longer than it took."""

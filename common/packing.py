@@ -1,7 +1,7 @@
 """A small message in four pieces instead of eight.
 
 Flower sends every record, array and chunk of a message as an object of its own, and
-each is a request at four ends of the way, about 10 ms of the one core that the
+each is a request at four ends of the way, and takes some of the one core that the
 SuperLink has. Content travels as two: its arrays, which many orders share and which
 are therefore sent once for all of them, and the rest. Large arrays keep Flower's form,
 which `common.pieces` reads in place.
