@@ -54,6 +54,19 @@ def is_masked(privacy: Privacy, federation: Federation, sites: int) -> bool:
     return privacy.secure_aggregation == "on"
 
 
+def quorum(privacy: Privacy, federation: Federation, sites: int) -> int:
+    """Fewest sites of a round: under masks, at least as many as open a sum.
+
+    Args:
+        privacy: `[privacy]`.
+        federation: `[federation]`.
+        sites: Of the whole run.
+    """
+    if not is_masked(privacy, federation, sites):
+        return federation.min_sites
+    return max(federation.min_sites, privacy.min_cohort, privacy.colluders + 1)
+
+
 def threshold_of(privacy: Privacy, sites: int) -> int:
     """t: shares that open a secret, more than half of the sites and the colluders."""
     return (sites + privacy.colluders) // 2 + 1

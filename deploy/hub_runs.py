@@ -14,7 +14,10 @@ from pathlib import Path
 from client.private_files import make_private_folder
 from common.durable import write_whole
 from common.errors import PlanError, RunError, UsageError
+from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
+from common.plan_privacy import is_masked, quorum
+from common.secagg.terms import MAX_MEMBERS
 from deploy.run_state import (
     FAILED_FILE,
     REQUEST_FILE,
@@ -61,11 +64,7 @@ def submit(
             "hyphens, at most 38; choose another --name"
         )
     plan = load_plan(plan_path)
-    if len(sites) < plan.federation.min_sites:
-        raise PlanError(
-            f"plan {plan_path.name!r} needs {plan.federation.min_sites} sites in every "
-            f"round, got {len(sites)}; enrol more, or lower federation.min_sites"
-        )
+    _check_sites(plan, plan_path.name, len(sites), bool(parcels))
     folder = runs / name
     if folder.exists():
         raise RunError(
@@ -83,6 +82,31 @@ def submit(
     )
     write_whole(folder / REQUEST_FILE, request.model_dump_json(indent=1).encode())
     return folder
+
+
+def _check_sites(plan: Plan, name: str, sites: int, by_files: bool) -> None:
+    """Refuse what would only fail when the round is set up."""
+    privacy, federation = plan.privacy, plan.federation
+    if sites < (fewest := quorum(privacy, federation, sites)):
+        which = "federation.min_sites"
+        if federation.min_sites < fewest:
+            which = "privacy.min_cohort or privacy.colluders"
+        raise PlanError(
+            f"plan {name!r} needs {fewest} sites in every round, got {sites}; enrol "
+            f"more, or lower {which}"
+        )
+    masked = is_masked(privacy, federation, sites)
+    if masked and by_files:
+        raise PlanError(
+            f"plan {name!r} masks its updates, and a site that is reached by files "
+            "forgets a round's secrets from trip to trip; give all sites a line, or "
+            "set privacy.secure_aggregation = 'off' where their policies allow it"
+        )
+    if masked and sites > MAX_MEMBERS:
+        raise PlanError(
+            f"plan {name!r} masks its updates, got {sites} sites, expected at most "
+            f"{MAX_MEMBERS}; choose fewer by --sites"
+        )
 
 
 def stop_run(folder: Path) -> None:

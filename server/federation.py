@@ -16,7 +16,7 @@ from common.networks import build_network
 from common.parameters import Layout, digest_of, layout_of
 from common.plan import Plan
 from common.plan_file import plan_toml
-from common.plan_privacy import is_masked
+from common.plan_privacy import is_masked, quorum
 from common.task import Sums, Task, add_sums
 from common.tasks.catalog import task_of
 from server.admission import Admission, Waiting, admit
@@ -98,7 +98,10 @@ class Arm:
     @property
     def min_sites(self) -> int:
         """The plan's quorum; for a baseline that trains fewer sites, all of them."""
-        return min(self.plan.federation.min_sites, len(self.train))
+        plan, sites = self.plan, len(self.train)
+        if self.is_masked:
+            return quorum(plan.privacy, plan.federation, sites)
+        return min(plan.federation.min_sites, sites)
 
 
 def open_federation(

@@ -21,7 +21,11 @@ __all__ = ["start", "zygote"]
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 OFFLINE, ONLINE = "east", "north"
-CHANGES = [("rounds = 5", "rounds = 2"), ("every = 5", "every = 2")]
+CHANGES = [
+    ("rounds = 5", "rounds = 2"),
+    ("every = 5", "every = 2"),
+    ('secure_aggregation = "on"', 'secure_aggregation = "off"'),
+]
 
 
 @pytest.fixture
