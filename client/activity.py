@@ -22,7 +22,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from client.desk import DESK, check_open
+from client.desk import check_open
+from client.desk_file import DESK
 from client.private_files import FOLDER_MODE, TEMPORARY, create_private
 from common.errors import FedctError, StoppedError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from client.desk import DESK
+from client.desk_file import DESK
 from client.private_files import FOLDER_MODE, write_private
 from common.errors import StoreError, SupervisorError
 

@@ -25,8 +25,8 @@ from client.control_wire import (
     read,
     socket_address,
 )
-from client.desk import PauseNote
 from client.desk_control import PauseDone, PlanView, Status
+from client.desk_file import PauseNote
 from common import control_pb2 as pb
 from common.control_pb2_grpc import ControlStub
 from common.errors import ControlError, error_from

@@ -22,7 +22,7 @@ from pydantic_core import to_jsonable_python
 from common.errors import ControlError
 
 SOCKET = "control.sock"
-PROTOCOL = 1
+PROTOCOL = 2
 """Of `common/control.proto`; raised by every change that an older side misreads."""
 EXIT_CODE_KEY = "fedct-exit-code"
 """Trailing metadata of a refusal: the exit code of its error."""

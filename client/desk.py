@@ -1,36 +1,46 @@
 """The desk of a hospital's engineer: which plans are approved, and whether to pause.
 
-Everything that a person at the hospital decides lies in one file, `desk/desk.json`,
-which is replaced as a whole; the plans themselves lie beside it as `plans/DIGEST.toml`.
-So a decision holds from the moment it is on the disk, through crashes and restarts, and
-can be read without a running service. A desk that can't be read approves nothing.
+A decision holds from the moment it is on the disk (`client.desk_file`), through crashes
+and restarts, and can be read without a running service.
 
 Plans come from the server and are believed in nothing: they are bounded, parsed, and
-written anew from what was understood; the digest is ours.
+written anew from what was understood; the digest is ours. Approving a plan with masks
+confirms the sites that stand beside it (`client.plan_sites`).
 
 Not covered here: who may decide. That is whoever can write in the site's folder.
 """
 
-import fcntl
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from client.desk_file import (
+    PLANS,
+    Desk,
+    PauseNote,
+    PlanEntry,
+    PlanState,
+    editing,
+    read_desk,
+    write_desk,
+    write_plan,
+)
+from client.peers import confirm_peers
+from client.plan_sites import (
+    Sites,
+    check_named,
+    differences,
+    may_be_masked,
+    not_confirmed,
+)
 from client.policy import Policy, check_listed
-from client.private_files import FILE_MODE, FOLDER_MODE, write_private
 from common.errors import PolicyError, StoreError, UsageError
 from common.exchange import RUN_ID
 from common.plan import Plan
-from common.plan_file import load_plan, parse_plan, plan_toml
+from common.plan_file import load_plan, parse_plan
 
-DESK = "desk"
-PLANS = "plans"
 MOST_WAITING = 16
 """Plans that may wait at a time; bounds what a server can put on the disk."""
 LARGEST_PLAN = 256 << 10
@@ -39,73 +49,15 @@ SHORTEST_PREFIX = 8
 """Fewest digits of a digest by which a person may name a plan."""
 _DIGITS = re.compile(rf"[0-9a-f]{{{SHORTEST_PREFIX},64}}")
 
-PlanState = Literal["waiting", "approved", "denied"]
-
-
-class PlanEntry(BaseModel):
-    """One plan that a server asked for, and what became of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    digest: str
-    """Canonical hash of the plan."""
-    state: PlanState
-    """What the hospital says of it."""
-    first_seen: datetime
-    """When it was first asked for, UTC."""
-    run: str
-    """Id of the run that first asked."""
-    decided: datetime | None = None
-    """When it was last approved or denied; unset while it waits."""
-
-
-class PauseNote(BaseModel):
-    """Why no orders are taken."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    since: datetime
-    """When the pause began, UTC."""
-    reason: str
-    """For the engineers who come after; never leaves the site."""
-
-
-class Desk(BaseModel):
-    """The content of `desk.json`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: Literal[1] = 1
-    """Of the format."""
-    plans: tuple[PlanEntry, ...] = ()
-    """In the order in which they were first seen."""
-    pause: PauseNote | None = None
-    """Unset unless the site is paused."""
-
-
-def read_desk(folder: Path) -> Desk:
-    """What was decided in a site's folder so far; empty for a new one.
-
-    Raises:
-        StoreError: The file is damaged or can't be read; nothing is approved then.
-    """
-    try:
-        return Desk.model_validate_json((folder / DESK / "desk.json").read_bytes())
-    except FileNotFoundError:
-        return Desk()
-    except (OSError, ValidationError) as error:
-        raise StoreError(
-            f"site found a desk.json that can't be read ({type(error).__name__}), "
-            "expected what FedCT wrote; put it back from a backup, or remove it and "
-            "approve the plans again"
-        ) from error
-
-
 # --- what the resident service asks -------------------------------------------------
 
 
 def queue_plan(
-    folder: Path, plan_text: str, run: str, policy: Policy | None = None
+    folder: Path,
+    plan_text: str,
+    run: str,
+    policy: Policy | None = None,
+    sites: Sites = MappingProxyType({}),
 ) -> PlanEntry:
     """Put a plan before the engineer, unless it was there before.
 
@@ -115,14 +67,16 @@ def queue_plan(
         run: Id of the run that wants it.
         policy: The hospital's; it may approve what it has not denied, or take no plan
             but those it lists. Unset: the engineer is asked.
+        sites: Who takes part, as the hub names them. What waits keeps those it came
+            with, so that nobody changes what the engineer looked at.
 
     Returns:
         Its entry, decided or not.
 
     Raises:
         PlanError: It is not a valid plan.
-        PolicyError: It is far too long, too many plans wait, the run has no name, or
-            the policy does not list it.
+        PolicyError: It is far too long, too many plans wait, the run has no name, its
+            sites are none, or the policy does not list it.
     """
     if len(plan_text.encode("utf-8", "replace")) > LARGEST_PLAN:
         raise PolicyError(
@@ -137,7 +91,8 @@ def queue_plan(
         )
     plan, policy = parse_plan(plan_text), policy or Policy()
     check_listed(policy, plan)
-    with _editing(folder):
+    check_named(plan, sites)
+    with editing(folder):
         desk = read_desk(folder)
         entry = _entry(desk, plan.digest)
         if entry is None:
@@ -147,16 +102,22 @@ def queue_plan(
                     "engineer has to approve or deny some first",
                     code="queue",
                 )
-            _write_plan(folder, plan)
+            write_plan(folder, plan)
             seen = datetime.now(UTC)
             entry = PlanEntry(
-                digest=plan.digest, state="waiting", first_seen=seen, run=run
+                digest=plan.digest,
+                state="waiting",
+                first_seen=seen,
+                run=run,
+                sites=dict(sites) if may_be_masked(plan) else {},
             )
             desk = desk.model_copy(update={"plans": (*desk.plans, entry)})
-            _write_desk(folder, desk)
+            write_desk(folder, desk)
+        elif not entry.sites and may_be_masked(plan):  # queued by an older FedCT
+            desk, entry = _changed(folder, desk, entry, sites=dict(sites))
         auto = policy.approve == "auto" or plan.digest in policy.plans
         if auto and entry.state == "waiting":
-            entry = _decided(folder, desk, entry, "approved")
+            _, entry = _changed(folder, desk, entry, **_now("approved"))
     return entry
 
 
@@ -183,6 +144,39 @@ def check_approved(folder: Path, digest: str) -> str:
         )
     decided = entry.decided or entry.first_seen
     return f"approved {decided:%Y-%m-%d %H:%M} UTC"
+
+
+def sites_of(folder: Path, digest: str) -> dict[str, str]:
+    """Who takes part in a plan, as confirmed or as first named; none without masks."""
+    entry = _entry(read_desk(folder), digest)
+    return {} if entry is None else entry.sites
+
+
+def check_sites(folder: Path, plan: Plan, named: Sites) -> None:
+    """Refuse sites that an approved plan is not for, and put them before the engineer.
+
+    Args:
+        folder: The site's folder.
+        plan: The plan, an approved one.
+        named: Who takes part, as a hub names them: all sites of a run.
+
+    Raises:
+        PolicyError: They differ; `code` is "roster".
+    """
+    if not may_be_masked(plan):
+        return
+    check_named(plan, named)
+    with editing(folder):
+        desk = read_desk(folder)
+        entry = _entry(desk, plan.digest)
+        assert entry is not None  # or the plan would not be approved
+        said = differences(plan, entry.sites, named, is_confirmed=entry.are_confirmed)
+        if said and not entry.changed:
+            _changed(folder, desk, entry, changed=dict(named))
+        elif not said and not named.items() <= entry.sites.items():
+            _changed(folder, desk, entry, sites={**entry.sites, **named})
+    if said:
+        raise not_confirmed(said)
 
 
 def check_open(folder: Path) -> None:
@@ -226,78 +220,53 @@ def decide(
 ) -> PlanEntry:
     """Approve or deny a plan; denying an approved one takes the approval back.
 
+    Approving confirms its sites: those that changed since, if there are any.
+
     Args:
         folder: The site's folder.
         prefix: Its digest, or the first digits of it, if they are unique.
         state: What it shall be.
 
     Raises:
-        UsageError: No plan, or more than one, has such a digest.
+        UsageError: No plan, or more than one, has such a digest; or the hub has not
+            said yet who takes part.
         StoreError: The plan's file is not what was queued; nothing was decided.
     """
-    with _editing(folder):
+    with editing(folder):
         desk = read_desk(folder)
         entry = _named(desk, prefix.strip().lower())
-        plan_of(folder, entry.digest)  # what is decided on is what was queued
-        return _decided(folder, desk, entry, state)
+        plan = plan_of(folder, entry.digest)  # what is decided on is what was queued
+        if state == "denied":
+            return _changed(folder, desk, entry, changed={}, **_now(state))[1]
+        sites = entry.changed or entry.sites
+        if may_be_masked(plan):
+            if not sites:
+                raise UsageError(
+                    f"plan {entry.digest[:12]} came from a hub that did not name its "
+                    "sites, expected them; it names them when it asks again"
+                )
+            confirm_peers(folder, sites)
+        confirmed = {"sites": sites, "are_confirmed": bool(sites), "changed": {}}
+        return _changed(folder, desk, entry, **confirmed, **_now(state))[1]
 
 
 def pause(folder: Path, reason: str) -> PauseNote:
     """Take no further orders, from now on and after a restart."""
-    with _editing(folder):
+    with editing(folder):
         desk = read_desk(folder)
         since = datetime.now(UTC) if desk.pause is None else desk.pause.since
         note = PauseNote(since=since, reason=reason)
-        _write_desk(folder, desk.model_copy(update={"pause": note}))
+        write_desk(folder, desk.model_copy(update={"pause": note}))
     return note
 
 
 def resume(folder: Path) -> bool:
     """Take orders again; whether the site was paused."""
-    with _editing(folder):
+    with editing(folder):
         desk = read_desk(folder)
         if desk.pause is not None:
-            _write_desk(folder, desk.model_copy(update={"pause": None}))
+            write_desk(folder, desk.model_copy(update={"pause": None}))
     return desk.pause is not None
-
-
-# --- files --------------------------------------------------------------------------
-
-
-@contextmanager
-def _editing(folder: Path) -> Iterator[None]:
-    """One writer at a time, be it a thread or a process."""
-    try:
-        (folder / DESK).mkdir(mode=FOLDER_MODE, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(folder / DESK / "desk.lock", flags, FILE_MODE)
-    except OSError as error:
-        raise _unwritable(error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    except OSError as error:
-        raise _unwritable(error) from error
-    finally:
-        os.close(descriptor)
-
-
-def _unwritable(error: OSError) -> StoreError:
-    return StoreError(
-        f"site can't keep a decision ({error.strerror}), expected a folder that its "
-        "user may write to, on a disk with room; nothing was changed"
-    )
-
-
-def _write_desk(folder: Path, desk: Desk) -> None:
-    content = desk.model_dump_json(indent=1).encode()
-    write_private(folder / DESK / "desk.json", content)
-
-
-def _write_plan(folder: Path, plan: Plan) -> None:
-    (folder / PLANS).mkdir(mode=FOLDER_MODE, exist_ok=True)
-    text = plan_toml(plan, with_simulation=False)
-    write_private(folder / PLANS / f"{plan.digest}.toml", text.encode())
 
 
 def _entry(desk: Desk, digest: str) -> PlanEntry | None:
@@ -319,8 +288,16 @@ def _named(desk: Desk, prefix: str) -> PlanEntry:
     return found[0]
 
 
-def _decided(folder: Path, desk: Desk, entry: PlanEntry, state: PlanState) -> PlanEntry:
-    changed = entry.model_copy(update={"state": state, "decided": datetime.now(UTC)})
+def _now(state: PlanState) -> dict[str, object]:
+    return {"state": state, "decided": datetime.now(UTC)}
+
+
+def _changed(
+    folder: Path, desk: Desk, entry: PlanEntry, **changes: object
+) -> tuple[Desk, PlanEntry]:
+    """Write the desk with one entry changed."""
+    changed = entry.model_copy(update=changes)
     plans = tuple(changed if known is entry else known for known in desk.plans)
-    _write_desk(folder, desk.model_copy(update={"plans": plans}))
-    return changed
+    desk = desk.model_copy(update={"plans": plans})
+    write_desk(folder, desk)
+    return desk, changed

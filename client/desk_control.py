@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from client import desk
 from client.activity import Activity, last_activity, work_of
-from client.desk import PLANS, PauseNote, PlanEntry, read_desk
+from client.desk_file import PLANS, PauseNote, PlanEntry, read_desk
 from common.errors import StoreError
 
 

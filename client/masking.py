@@ -21,11 +21,11 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.mask_memory import (
-    check_peers,
     load_carried,
     note_opening,
     save_carried,
 )
+from client.peers import check_peers
 from common.errors import ContributionError
 from common.exchange import (
     RUN_ID,

@@ -178,13 +178,22 @@ def check_kind(policy: Policy, kind: AnswerKind) -> None:
         raise _no("kind", f"an answer of kind {kind!r}", "one of policy.answers")
 
 
-def check_masks(policy: Policy, plan: Plan) -> None:
+def check_masks(policy: Policy, plan: Plan, sites: int) -> None:
     """Refuse an order for an update in the clear where only masked ones may leave.
+
+    Whether "auto" means masks follows from the sites that the plan was approved with,
+    not from what a server makes of it at the moment.
+
+    Args:
+        policy: The hospital's.
+        plan: The plan.
+        sites: How many it was approved with; 0: it is not known, and may be enough.
 
     Raises:
         PolicyError: `code` is "masks".
     """
-    if policy.secure_aggregation or plan.privacy.secure_aggregation == "on":
+    among = sites or AUTO_SITES
+    if policy.secure_aggregation or is_masked(plan.privacy, plan.federation, among):
         raise _no(
             "masks",
             "an update in the clear",

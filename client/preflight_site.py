@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from client.audit import read_audit
-from client.desk import read_desk
+from client.desk_file import read_desk
 from client.install import read_membership
 from client.preflight_row import Check, Row, failed, passed, warned
 from client.site_file import NODE_KEY, SIGN_KEY, TLS_KEY, SiteFile

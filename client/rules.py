@@ -22,7 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.activity import Doing, work_of
 from client.attempts import attempt
 from client.audit import Kind, Left, record_left
-from client.desk import check_approved, plan_of, queue_plan
+from client.desk import (
+    check_approved,
+    check_sites,
+    plan_of,
+    queue_plan,
+    sites_of,
+)
 from client.egress import Told, check_answer, norm_of, rounded
 from client.policy import (
     AnswerKind,
@@ -124,7 +130,7 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         return
     policy = read_site_file(folder).policy
     if isinstance(order, Hello):
-        queue_plan(folder, order.plan_toml, order.run, policy)
+        queue_plan(folder, order.plan_toml, order.run, policy, order.sites)
     number = None if isinstance(order, Hello) else order.round
     doing = _DOING[type(order)]
     work = work_of(folder)
@@ -136,7 +142,6 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         check_hours(policy, datetime.now())
         check_kind(policy, _ANSWER[type(order)])
         plan, _ = _allowed_plan(folder, policy, order)
-        _check_masks(policy, plan, order)
 
         def both(done: int, steps: int) -> None:
             tell_desk(done, steps)
@@ -178,7 +183,6 @@ def let_out(
         policy = read_site_file(folder).policy
         check_kind(policy, _ANSWER[type(order)])
         plan, allowed = _allowed_plan(folder, policy, order)
-        _check_masks(policy, plan, order)
         if isinstance(answer, Update):
             check_norm(policy, norm_of(answer.delta))
         if policy.counts == "rounded":
@@ -251,13 +255,15 @@ def _allowed_plan(folder: Path, policy: Policy, order: Order) -> tuple[Plan, str
     check_plan(policy, plan)
     if not isinstance(order, Hello):
         check_round(plan, order.round)
+    match order:
+        case Hello():
+            check_sites(folder, plan, order.sites)
+        case KeysOrder():  # of those who are there at the moment
+            known = sites_of(folder, plan.digest)
+            check_sites(folder, plan, {**known, **order.members})
+        case TrainOrder() if not order.sealed:
+            check_masks(policy, plan, len(sites_of(folder, plan.digest)))
     return plan, approved
-
-
-def _check_masks(policy: Policy, plan: Plan, order: Order) -> None:
-    """Refuse to train for an update in the clear where it has to be masked."""
-    if isinstance(order, TrainOrder) and not order.sealed:
-        check_masks(policy, plan)
 
 
 def _judged_enough(answer: Answer, policy: Policy) -> Answer:

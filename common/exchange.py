@@ -54,6 +54,9 @@ class Hello:
     """The plan itself, without `[simulation]`, for a site that has not seen it yet."""
     layout_digest: str
     """`Layout.digest` of the model on the server."""
+    sites: Mapping[str, str] = field(default_factory=dict)
+    """All sites of the run to their verifying keys, 64 hexadecimal digits; each site
+    puts them before its engineer. Empty in a rehearsal, which has no register."""
     nonce: str = field(default_factory=fresh_nonce)
     """Random, and new for every order."""
     contract: int = CONTRACT

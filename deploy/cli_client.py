@@ -64,9 +64,10 @@ def client_approve(
 ) -> None:
     """Approve or deny a plan; without a hash, show the plans that wait.
 
-    Shown are network and parameters, who takes part, what hides the hospital's share,
-    what its policy has against the plan, and what differs, key by key, from the plan
-    that was approved last.
+    Shown are network and parameters, what hides the hospital's share, with masks who
+    takes part under which keys, what its policy has against the plan, and what differs,
+    key by key, from the plan that was approved last. Approving a plan with masks
+    confirms its sites: others are refused until it is approved again.
 
     Example: `fedct client approve site 85b45201`
     """
@@ -98,17 +99,15 @@ def _show_plans(
     """Print plans: those that wait, or all, or the one of a digest."""
     from client import control_calls
     from client.desk_control import DeskControl
-    from client.site_file import read_site_file
+    from deploy.plan_sites_view import look_here
     from deploy.plan_view import describe, print_plan
 
     known = _asked(lambda: control_calls.plans(site), DeskControl(site).plans)
     approved = [plan for plan in known if plan.state == "approved"]
-    shown = [plan for plan in known if every or plan.state == "waiting"]
-    policy = read_site_file(site).policy
+    shown = [p for p in known if every or p.state == "waiting" or p.changed]
+    here = look_here(site)
     described = [
-        describe(plan, approved, policy)
-        for plan in shown
-        if only in (None, plan.digest)
+        describe(plan, approved, here) for plan in shown if only in (None, plan.digest)
     ]
     if output_format is Format.JSON:
         typer.echo(json.dumps({"plans": described}, indent=1))
@@ -117,7 +116,7 @@ def _show_plans(
         print_plan(plan)
     if only is not None:
         return
-    if any(plan["state"] == "waiting" for plan in described):
+    if described and any(p.state == "waiting" or p.changed for p in shown):
         typer.echo("\napprove one by its hash: fedct client approve SITE HASH")
     else:
         typer.echo(f"no plan waits ({len(known)} seen here)")

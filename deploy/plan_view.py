@@ -1,8 +1,8 @@
 """A plan as an engineer has to see it before it may train on the hospital's images.
 
-What it learns, with which network and how many parameters, who takes part, what hides
-the hospital's share, what the policy has against it, and, key by key, what differs from
-the plan that was approved last.
+What it learns, with which network and how many parameters, what hides the hospital's
+share, who takes part under which keys, what the policy has against it, and, key by key,
+what differs from the plan that was approved last.
 """
 
 from collections.abc import Sequence
@@ -11,10 +11,11 @@ from typing import Any
 
 from client.desk_control import PlanView
 from client.plan_changes import Change, changes
-from client.policy import Policy, objections
+from client.policy import objections
 from common.plan import Model, Plan
 from common.plan_file import parse_plan
 from common.plan_privacy import AUTO_SITES, is_masked
+from deploy.plan_sites_view import Here, describe_sites, print_sites
 from deploy.site_tables import time_text, visible
 from server.federation import plan_layout
 
@@ -22,14 +23,14 @@ _FLOAT_BYTES = 4
 
 
 def describe(
-    view: PlanView, approved: Sequence[PlanView], policy: Policy
+    view: PlanView, approved: Sequence[PlanView], here: Here
 ) -> dict[str, object]:
     """What an engineer has to know of a plan, against the last one approved before.
 
     Args:
         view: The plan.
         approved: Every approved plan.
-        policy: The hospital's.
+        here: What this site is, and knows.
     """
     plan = parse_plan(view.toml, view.digest[:12])
     others = [other for other in approved if other.digest != view.digest]
@@ -50,8 +51,9 @@ def describe(
         "update_bytes": _FLOAT_BYTES * layout.size,
         "rounds": plan.federation.rounds,
         "min_sites": plan.federation.min_sites,
-        "privacy": _privacy(plan),
-        "objections": [str(objection) for objection in objections(policy, plan)],
+        "privacy": _privacy(plan, len(view.sites)),
+        **describe_sites(view, here),
+        "objections": [str(said) for said in objections(here.policy, plan)],
         "against": None if last is None else last.digest,
         "changes": [vars(change) for change in _changes(last, plan)],
     }
@@ -71,6 +73,7 @@ def print_plan(plan: dict[str, object]) -> None:
     )
     print(f"  rounds   {plan['rounds']}, each with {plan['min_sites']} sites or more")
     print(f"  privacy  {plan['privacy']}")
+    print_sites(plan)
     for objection in _rows(plan["objections"]):
         print(f"  REFUSED  {objection}")
     if plan["against"] is None:
@@ -100,14 +103,14 @@ def _architecture(model: Model) -> str:
     return f"{said}, dropout {model.dropout:g}" if model.dropout else said
 
 
-def _privacy(plan: Plan) -> str:
+def _privacy(plan: Plan, sites: int) -> str:
     """Who sees the hospital's update, and what hides a patient in it."""
     privacy = plan.privacy
     said = "each update leaves in the clear"
-    if is_masked(privacy, plan.federation, AUTO_SITES):
-        where = (
-            "" if privacy.secure_aggregation == "on" else f"with {AUTO_SITES} sites "
-        )
+    if is_masked(privacy, plan.federation, sites or AUTO_SITES):
+        where = f"with {AUTO_SITES} sites "
+        if sites or privacy.secure_aggregation == "on":
+            where = ""
         said = (
             f"{where}under masks: only the sum of {privacy.min_cohort} sites or more "
             "is opened"

@@ -67,6 +67,8 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     "of it",
     (40, 19): "site finds no room for a sum of so many sites in the plan's mask_bits",
     (40, 20): "site was shown a cap of weights that can't be",
+    (40, 21): "site was asked this round with another model or state before, and "
+    "answers one question a round; go on to the next round",
     (53, 1): "site has not approved this plan; its engineer decides, with `fedct "
     "client approve`",
     (53, 2): "site is paused by its engineer; it takes no orders until it is resumed",
@@ -84,6 +86,8 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     (53, 11): "site's policy lets no answer of this kind leave",
     (53, 12): "site held an answer back that is not what may leave by its schema; "
     f"{_LOG}",
+    (53, 13): "site's plan was approved with other sites or keys than those of this "
+    "run; its engineer looks at them with `fedct client approve`",
     (54, 1): "site's service died several times in the middle of this order; is its "
     "machine out of memory?",
     (56, 1): "site speaks a later contract than the hub; update FedCT at the hub",

@@ -17,6 +17,7 @@ from common.parameters import Layout, digest_of, layout_of
 from common.plan import Plan
 from common.plan_file import plan_toml
 from common.plan_privacy import is_masked, quorum
+from common.signing import public_text
 from common.task import Sums, Task, add_sums
 from common.tasks.catalog import task_of
 from server.admission import Admission, Waiting, admit
@@ -123,7 +124,8 @@ def open_federation(
     """
     plan = arm.plan
     text = plan_toml(plan, with_simulation=False)
-    hello = Hello(arm.run, plan.digest, text, plan_layout(plan).digest)
+    sites = {site: public_text(key) for site, key in sorted((keys or {}).items())}
+    hello = Hello(arm.run, plan.digest, text, plan_layout(plan).digest, sites)
     federation = plan.federation
     if keys is None:
         line = Line(grid, Verifier(), Presence(grid))

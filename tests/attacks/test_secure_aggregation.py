@@ -13,8 +13,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import client.masking
-from client.mask_memory import OPENED, PEERS
+from client.mask_memory import OPENED
 from client.masking import SiteMasks
+from client.peers import PEERS
 from common.errors import ContributionError
 from common.exchange import SharesOrder
 from common.parameters import digest_of

@@ -220,7 +220,7 @@ def ask(folder, caller: pb.Caller) -> grpc.RpcError:
 
 
 @pytest.mark.parametrize(
-    "caller", [pb.Caller(), pb.Caller(protocol=2, version="9.9.9")]
+    "caller", [pb.Caller(), pb.Caller(protocol=1, version="9.9.9")]
 )
 def test_a_caller_of_another_protocol_is_refused_before_anything_is_done(
     served, caller
@@ -241,8 +241,8 @@ def test_a_service_of_another_version_is_named_as_the_cause(site, monkeypatch):
     with serve_control(site, Newer(site)):
         with pytest.raises(ControlError, match="does not understand FedCT"):
             control_calls.status(site)
-        monkeypatch.setattr(control_calls, "PROTOCOL", 2)
-        with pytest.raises(ControlError, match="of protocol 2; use the command of the"):
+        monkeypatch.setattr(control_calls, "PROTOCOL", 9)
+        with pytest.raises(ControlError, match="of protocol 9; use the command of the"):
             control_calls.resume(site)
 
 

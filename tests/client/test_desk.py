@@ -19,9 +19,9 @@ from client.desk import (
     pause,
     plan_of,
     queue_plan,
-    read_desk,
     resume,
 )
+from client.desk_file import read_desk
 from client.policy import Policy
 from common.errors import FedctError, PlanError, PolicyError, StoreError, UsageError
 from common.plan_file import plan_toml

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.mask_memory import OPENED, PEERS
+from client.mask_memory import OPENED
 from client.masking import SiteMasks
+from client.peers import PEERS
 from common.errors import ContributionError
 from common.exchange import KeysOrder, OpenOrder, SharesOrder, TrainOrder
 from common.parameters import digest_of

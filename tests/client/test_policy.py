@@ -3,7 +3,7 @@
 Real orders to a real site with pictures; nothing here is answered by a stand-in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date, datetime, time
 from pathlib import Path
@@ -81,9 +81,12 @@ def hospital(tmp_path, hospital_pictures) -> Callable[..., Path]:
     return make
 
 
-def hello(plan: Plan = PLAN) -> Hello:
+SITES = {name: 32 * f"{n:02x}" for n, name in enumerate(("north", "south", "west"))}
+
+
+def hello(plan: Plan = PLAN, sites: Mapping[str, str] = SITES) -> Hello:
     text = plan_toml(plan, with_simulation=False)
-    return Hello("run", plan.digest, text, first_model(plan)[1].digest)
+    return Hello("run", plan.digest, text, first_model(plan)[1].digest, sites)
 
 
 def judge(plan: Plan = PLAN) -> JudgeOrder:
@@ -366,8 +369,48 @@ def test_by_a_masked_plan_a_hospital_trains_for_no_update_in_the_clear(hospital)
     assert not ask(site, order(PLAN, 1, 0)).has_error()  # the control
     assert number(site, order(MASKED, 1, 0)) == 105307
     assert [path.name for path in (site / "state").iterdir()] == ["run"]
-    auto = slices(privacy__secure_aggregation="auto")
-    assert not ask(site, hello(auto)).has_error()
-    assert not ask(site, order(auto, 1, 0)).has_error()  # it can be talked out of masks
+
+
+AUTO_MASKS = slices(privacy__secure_aggregation="auto")
+TWO = dict(list(SITES.items())[:2])
+
+
+def test_whether_auto_means_masks_is_decided_by_the_sites_of_the_plan(hospital):
+    """However few a hub finds at the moment; two, or a robust rule, do without."""
+    site = hospital(AUTO)
+    robust = slices(
+        privacy__secure_aggregation="auto",
+        federation__aggregation="median",
+        federation__min_sites=3,
+    )
+    for plan, sites, said in (
+        (AUTO_MASKS, SITES, 105307),
+        (slices(privacy__secure_aggregation="auto", plan__seed=7), TWO, None),
+        (robust, SITES, None),
+    ):
+        assert not ask(site, hello(plan, sites)).has_error()
+        reply = ask(site, order(plan, 1, 0, run=plan.digest[:8]))
+        assert (reply.error.code if reply.has_error() else None) == said
     careful = hospital(AUTO.model_copy(update={"secure_aggregation": True}))
-    assert number(careful, order(auto, 1, 0)) == 105307
+    assert number(careful, order(robust, 1, 0)) == 105307
+
+
+def test_a_hub_that_names_fewer_sites_later_does_not_talk_the_masks_away(hospital):
+    site = hospital(AUTO)
+    assert not ask(site, hello(AUTO_MASKS)).has_error()
+    assert number(site, hello(AUTO_MASKS, TWO)) == 105313
+    assert number(site, order(AUTO_MASKS, 1, 0)) == 105307
+    decide(site, AUTO_MASKS.digest, "approved")  # the engineer knows that one left
+    assert not ask(site, hello(AUTO_MASKS, TWO)).has_error()
+    assert not ask(site, order(AUTO_MASKS, 1, 0)).has_error()
+
+
+@pytest.mark.parametrize("sites", [{}, {"north": "ab"}, {"..": "ab" * 32}])
+def test_a_hub_that_names_no_sites_gets_nothing_where_there_may_be_masks(
+    hospital, sites
+):
+    site = hospital(AUTO)
+    for plan in (MASKED, AUTO_MASKS):
+        assert number(site, hello(plan, sites)) == 105313
+        assert number(site, order(plan, 1, 0)) == 105301
+    assert not ask(site, hello(PLAN, sites)).has_error()

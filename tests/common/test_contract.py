@@ -63,7 +63,8 @@ def test_an_answer_of_another_contract_is_refused_by_that_name(monkeypatch):
     answer = Judgement("north", 1, "test", {})
     asked = asked_of(order, "north")
     signed = seal(answer, replace(asked, contract=CONTRACT + 1), key)
-    with pytest.raises(ContributionError, match="for contract 3, expected 2") as caught:
+    said = f"for contract {CONTRACT + 1}, expected {CONTRACT}"
+    with pytest.raises(ContributionError, match=said) as caught:
         verify(answer, asked, signed, key.public_key())
     assert caught.value.code == "contract"
 
@@ -93,7 +94,8 @@ def test_a_kit_of_another_contract_is_refused_at_the_site_and_leaves_no_trace(
 
 def test_a_file_that_only_another_version_can_read_is_not_called_altered(tmp_path):
     content = a_site(tmp_path / "site").request
-    newer = content.replace(b'"contract": 2', b'"contract": 3, "colour": 3')
+    ours, theirs = (b'"contract": %d' % n for n in (CONTRACT, CONTRACT + 1))
+    newer = content.replace(ours, theirs + b', "colour": 3')
     with pytest.raises(VersionError, match="update FedCT at the hub"):
         parse(newer, Request)
     with pytest.raises(JoinError, match="altered") as caught:

@@ -8,8 +8,9 @@ import pytest
 from client.activity import work_of
 from client.audit import AUDIT, record_left
 from client.control import serve_control
-from client.desk import is_approved, queue_plan, read_desk
+from client.desk import is_approved, queue_plan
 from client.desk_control import DeskControl
+from client.desk_file import read_desk
 from client.policy import Policy
 from client.site_file import SIGN_KEY, HubAddress, SiteFile, site_toml
 from common.errors import ControlError, StoreError, TransportError, UsageError
