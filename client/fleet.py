@@ -17,6 +17,7 @@ signature do.
 
 import random
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,19 +61,24 @@ from client.hub_road import HubAddress, hub_client
 from client.node_key import HubClock, NodeSignature
 from client.refusals import error_of, unregistered
 from common.errors import JoinError, KeyInUseError, TransportError
-from common.packing import packed, unpack
+from common.packing import Packer, unpack
+from common.parts import PATH
 from common.pieces import MalformedError, send
 
 HEARTBEAT_S = 15.0
 """The hub calls a site lost after two of these (Flower: HEARTBEAT_PATIENCE)."""
 _TIMEOUT_S = 60.0
-"""For one request: a 5 MB object needs 40 s at 1 Mbit/s."""
+"""For one step on the network; a part of 4 MiB has as long as it goes on."""
 _REGISTER_S, _QUESTION_S = 60.0, 2.0
 """How long, and how often, it is asked whether the hub knows this site's key yet."""
 _PATIENCE_S = 600.0
 """For one message, over all tries: a line that is cut for minutes is waited for."""
 
 T = TypeVar("T")
+
+
+class _PartError(Exception):
+    """A part of an order is not at the hub; a newer order is."""
 
 
 class Fleet:
@@ -97,6 +103,7 @@ class Fleet:
         self._stop = stop
         self._clock = HubClock()
         self._client = fleet_client(hub, NodeSignature(key, self._clock), _TIMEOUT_S)
+        self._parts = hub.url + PATH
         self._key = key
         self._node = Node()
         self._left = threading.Event()
@@ -202,8 +209,8 @@ class Fleet:
                 max_tries_per_object=None,
                 max_time=_PATIENCE_S,
             )
-            unpack(message)
-        except (ObjectPullError, MalformedError) as error:
+            unpack(message, self._get_part, sys.maxsize)
+        except (ObjectPullError, MalformedError, _PartError) as error:
             self._tell(f"an order was lost on the way ({error})")
             return None
         message.metadata.__dict__["_message_id"] = tree.object_id
@@ -226,7 +233,7 @@ class Fleet:
         late_s = self._clock.offset_s
         answer.metadata.created_at += late_s
         answer.metadata.ttl -= late_s
-        answer = packed(answer)
+        answer = Packer(self._put_part).pack(answer)
         answer.metadata.__dict__["_message_id"] = answer.object_id
         with no_object_id_recompute():
             tree = get_object_tree(answer)
@@ -254,6 +261,23 @@ class Fleet:
             "it there; ask the coordinator for `fedct server status`"
         )
 
+    def _get_part(self, digest: str) -> bytes:
+        """Fetch a part of a large array that the hub laid out."""
+        return self._call(self._part, "GET", digest, None).content
+
+    def _put_part(self, digest: str, content: memoryview) -> None:
+        """Bring a part of a large array to the hub."""
+        self._call(self._part, "PUT", digest, bytes(content))
+
+    def _part(self, method: str, digest: str, content: bytes | None) -> httpx.Response:
+        web = self._client._client
+        response = web.request(method, self._parts + digest, content=content)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise _PartError("the hub has a part of it no more")
+        if response.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+            raise httpx.WriteError("it can't store a part; is its disk full?")
+        return response.raise_for_status()
+
     def _beat(self) -> None:
         while not self._left.wait(HEARTBEAT_S * 0.7):
             request = SendNodeHeartbeatRequest(
@@ -267,13 +291,13 @@ class Fleet:
     def _retried(self, call: Callable[..., T]) -> Callable[..., T]:
         return lambda request: self._call(call, request)
 
-    def _call(self, call: Callable[..., T], request: object) -> T:
+    def _call(self, call: Callable[..., T], *request: object) -> T:
         """Call until it works, is refused, or nobody wants it any more."""
         until = time.monotonic() + _PATIENCE_S
         wait_s = 0.2
         while True:
             try:
-                return call(request)
+                return call(*request)
             except httpx.HTTPStatusError as error:
                 if self._clock.heard(error.response.headers):
                     continue  # our clock was off; the request is signed anew

@@ -15,7 +15,7 @@ from common.errors import VersionError
 
 CONTRACT: Final = 3
 """Raised with every change of `common.exchange`, `common.canonical`, `common.signing`,
-`common.wire` or Flower's version that the other side would notice."""
+`common.wire`, `common.packing` or Flower's version that the other side would notice."""
 FEDCT: Final = version("fedct")
 """This package's own; for people, nothing is decided by it."""
 _VERSION = re.compile(r"[0-9A-Za-z.+-]{1,24}")

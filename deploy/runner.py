@@ -45,6 +45,7 @@ from server.hub_grid import HubGrid
 from server.members import Members
 from server.parcel_book import close_book
 from server.parcel_grid import ParcelGrid, Post
+from server.part_files import PartFiles
 from server.revocation import refresh_crl
 from server.run_files import PLAN_FILE
 from server.superlink import SuperLinkLine, superlink_of
@@ -153,7 +154,8 @@ def execute(
                 write_arms(folder, [federated_arm(folder, plan, request)])
                 members.compare()
                 with line.channel() as channel:
-                    live = HubGrid(channel, lambda: members.of(sites), stopped)
+                    parts = PartFiles(folder.parents[1])
+                    live = HubGrid(channel, lambda: members.of(sites), stopped, parts)
                     grid = _with_parcels(live, folder, request, members)
                     wire = partial(_down_and_up, meter)
                     note = partial(_note_mark, folder.parents[1])

@@ -1,15 +1,13 @@
 """The grid on which a run of a real federation goes: its own sites, and patience.
 
-Flower's `HttpGrid` waits for every part of a reply once its head has come, and whoever
-uploads slowly, or died half-way, keeps all others waiting. Here a reply that is not
-whole yet is set aside, and looked after at the next pull. It also holds a model several
-times over while it sends or receives one; here `common.pieces` does that. Every call is
-a place at which a run can be stopped.
+Flower's `HttpGrid` waits for every piece of a reply once its head has come, and whoever
+died half-way keeps all others waiting. Here a reply that is not whole yet is set aside,
+and looked after at the next pull. Models and updates do not pass the SuperLink, but
+nginx (`server.part_files`). Every call is a place at which a run can be stopped.
 
 It rests on Flower's internals, see `server.superlink`.
 """
 
-import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,16 +33,14 @@ from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.errors import ERROR_BASE, EngineError, StoppedError
-from common.packing import packed, unpack
+from common.packing import Packer, unpack
 from common.pieces import MalformedError, Pieces, send
 from common.wire import payload_bytes
+from server.part_files import PartFiles
 
 _MARGIN_BYTES = 1 << 24
 """What an answer may be larger than the largest order: an update is no longer than the
 model that it comes from, and sums of a judgement are short."""
-_YOUNG = 1
-"""What httpx leaves of a request, 5 MB of a model with it, hangs together in a circle
-and stays until the garbage collector passes: after each piece, over what is young."""
 
 
 @dataclass
@@ -66,19 +62,22 @@ class HubGrid(Grid):
     def __init__(
         self,
         channel: HttpGrid,
-        members: Callable[[], set[int]],
+        members: Callable[[], Mapping[int, str]],
         stopped: Callable[[], bool],
+        parts: PartFiles,
     ) -> None:
         """Wrap a channel.
 
         Args:
             channel: A Flower run that is open.
-            members: Node ids of the run's sites, as the register has them now.
+            members: Node id to name of the run's sites, as the register has them now.
             stopped: Whether to leave the run.
+            parts: Where large arrays lie.
         """
         self._channel = channel
         self._members = members
         self._stopped = stopped
+        self._parts = parts
         self._coming: dict[str, _Coming] = {}
         self._most_bytes = _MARGIN_BYTES
 
@@ -125,7 +124,7 @@ class HubGrid(Grid):
             return []
         largest = max(payload_bytes(message.content) for message in whole)
         self._most_bytes = max(self._most_bytes, largest + _MARGIN_BYTES)
-        whole = [packed(message) for message in whole]
+        whole = self._packed(whole)
         with no_object_id_recompute():
             for message in whole:
                 message.metadata.__dict__["_message_id"] = message.object_id
@@ -147,8 +146,6 @@ class HubGrid(Grid):
         """Take the replies that are whole, one at a time; waits for none."""
         self._leave_if_stopped()
         wanted = list(message_ids)
-        for other in self._coming.keys() - wanted:  # hold no late reply's pieces
-            self._coming[other].pieces = self._pieces(self._coming[other].tree)
         missing = [one for one in wanted if one not in self._coming]
         if missing:
             self._look(missing)
@@ -171,8 +168,18 @@ class HubGrid(Grid):
             time.sleep(0.1)
         return found
 
-    def _pieces(self, tree: ObjectTree) -> Pieces:
-        return Pieces(tree, self._most_bytes)
+    def _packed(self, messages: list[Message]) -> list[Message]:
+        """The messages as they are sent, their large arrays laid out."""
+        laid: set[str] = set()
+
+        def put(digest: str, content: memoryview) -> None:
+            laid.add(digest)
+            self._parts.lay_out(digest, content)
+
+        packer = Packer(put)
+        packed = [packer.pack(message) for message in messages]
+        self._parts.keep_newest(laid)
+        return packed
 
     def _look(self, message_ids: list[str]) -> None:
         """Ask for heads; the SuperLink gives each only once."""
@@ -183,7 +190,7 @@ class HubGrid(Grid):
             found.messages_list, found.message_object_trees, strict=True
         ):
             head = message_from_proto(proto)
-            coming = _Coming(head, tree, self._pieces(tree))
+            coming = _Coming(head, tree, Pieces(tree))
             self._coming[head.metadata.reply_to_message_id] = coming
 
     def _collect(self, asked: str) -> Message | None:
@@ -196,7 +203,6 @@ class HubGrid(Grid):
             got = client.PullObject(
                 PullObjectRequest(node=node, run_id=run_id, object_id=object_id)
             )
-            gc.collect(_YOUNG)
             if not got.object_found:
                 raise _GivenUpError
             return got.object_content if got.object_available else None
@@ -204,7 +210,7 @@ class HubGrid(Grid):
         try:
             reply = coming.pieces.collect(pull)
             if reply is not None:
-                unpack(reply)
+                self._unpack(reply, coming.head.metadata.src_node_id)
         except _GivenUpError:
             del self._coming[asked]
             why = "the upload of the reply was given up"
@@ -223,6 +229,26 @@ class HubGrid(Grid):
             return _in_place(coming.head, ErrorCode.UNKNOWN, why)
         reply.metadata.__dict__["_message_id"] = whole
         return reply
+
+    def _unpack(self, reply: Message, node: int) -> None:
+        """Read what the site brought for its reply; it is gone afterwards."""
+        site, read = self._members().get(node), []
+
+        def get(digest: str) -> bytes:
+            if site is None:
+                raise MalformedError("its site is not let in any more")
+            read.append(digest)
+            try:
+                return self._parts.take(site, digest)
+            except OSError as error:
+                why = error.strerror
+                raise MalformedError(f"a part of it was not brought: {why}") from error
+
+        try:
+            unpack(reply, get, self._most_bytes)
+        finally:
+            if site is not None:
+                self._parts.drop(site, read)
 
     def _confirm(self, object_id: str) -> None:
         """Have the SuperLink forget a reply."""
@@ -243,7 +269,6 @@ class HubGrid(Grid):
             session_id=session_id,
         )
         stored = self._channel._runtime_client.PushObject(request).stored
-        gc.collect(_YOUNG)
         if not stored:
             raise EngineError(
                 "hub's SuperLink did not take an order, expected room and a session; "

@@ -69,10 +69,10 @@ class Members:
             }
             self._entries = register.latest()
 
-    def of(self, sites: Iterable[str]) -> set[int]:
-        """Node ids of sites, as far as they are let in."""
+    def of(self, sites: Iterable[str]) -> dict[int, str]:
+        """Node id to name of sites, as far as they are let in."""
         node_of = self._node_of
-        return {node_of[site] for site in sites if site in node_of}
+        return {node_of[site]: site for site in sites if site in node_of}
 
     def named(self, waiting: Mapping[str, str]) -> dict[str, str]:
         """The same reasons, those of "node N" under the name of its site."""

@@ -18,19 +18,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.app.message.arraychunk import ArrayChunk
+from flwr.app import Message, RecordDict
 from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
     ObjectTree,
     PullObjectRequest,
-)
-from flwr.supercore.inflatable.inflatable_object import (
-    get_object_body,
-    get_object_type_from_object_content,
-    iterate_object_tree,
 )
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -41,13 +35,17 @@ from client.site_file import NODE_KEY, read_site_file
 from common.errors import JoinError
 from common.exchange import Answer, Judgement, Roster, Update
 from common.keys import read_ec_key, read_signing_key
-from common.packing import unpacked
-from common.pieces import MalformedError
+from common.packing import unpack
+from common.parts import read_parted
+from common.pieces import Pieces
 from common.signing import Asked, public_text, seal
 from common.wire import payload_bytes, to_record
 
 _ONE = threading.Lock()
 """Flower keeps in a global who speaks."""
+_SMALL_BYTES = 1_000_000
+"""Of vectors that travel in a message."""
+Facts = dict[str, object]
 _ROOM = threading.Semaphore(2)
 
 
@@ -112,41 +110,40 @@ def serve(root: Path, site: str, seed: int, others: Others) -> None:
                 others.note(site, asked)
 
 
-def read(
-    fleet: Fleet, head: Message, tree: ObjectTree
-) -> tuple[dict[str, object], int]:
+def read(fleet: Fleet, head: Message, tree: ObjectTree) -> tuple[Facts, int]:
     """The order's facts, and the bytes of its model, which are read and dropped."""
-    facts: dict[str, object] = {}
-    size, run_id = 0, head.metadata.run_id
-    for part in iterate_object_tree(tree):
+    run_id = head.metadata.run_id
+
+    def pull(object_id: str) -> bytes:
         while True:
             request = PullObjectRequest(
-                node=fleet._node, run_id=run_id, object_id=part.object_id
+                node=fleet._node, run_id=run_id, object_id=object_id
             )
             got = fleet._call(fleet._client.PullObject, request)
             if got.object_available:
-                break
+                return got.object_content
             fleet._stop.wait(0.2)
-        kind = get_object_type_from_object_content(got.object_content)
-        if kind == "ArrayChunk":
-            size += len(get_object_body(got.object_content, ArrayChunk))
-        elif kind == "ConfigRecord":
-            found = ConfigRecord.inflate(got.object_content)
-            with suppress(MalformedError):  # a large message is not packed
-                small = unpacked(found)
-                size += payload_bytes(small) if "vectors" in small else 0
-                found = small.get("facts", found)
-            facts = dict(found) if "kind" in found else facts
+
+    order = Pieces(tree).collect(pull)
+    assert order is not None
+    size = 0
+    for text in order.content.pop("parted arrays", {}).values():
+        for one in read_parted(text).values():
+            size += one.size
+            for digest in one.parts:
+                fleet._get_part(digest)
+    unpack(order, fleet._get_part, _SMALL_BYTES)
+    size += payload_bytes(order.content) if "vectors" in order.content else 0
     fleet._call(
         fleet._client.ConfirmMessageReceived,
         ConfirmMessageReceivedRequest(
             node=fleet._node, run_id=run_id, message_object_id=tree.object_id
         ),
     )
-    return facts, size
+    return dict(order.content["facts"]), size
 
 
-def answer_to(facts: dict[str, object], site: str, size: int, seed: int) -> Answer:
+def answer_to(facts: Facts, site: str, size: int, seed: int) -> Answer:
     if facts["kind"] == "Hello":
         key = _key(site).public_key()
         return Roster(site, 10, 2, 2, 14, 14, public_text(key))
@@ -160,9 +157,7 @@ def answer_to(facts: dict[str, object], site: str, size: int, seed: int) -> Answ
     return Update(site, number, plan, delta, 10, 0.5, 1, 0.1, 14, 14)
 
 
-def sealed(
-    answer: Answer, facts: dict[str, object], site: str, folder: Path
-) -> RecordDict:
+def sealed(answer: Answer, facts: Facts, site: str, folder: Path) -> RecordDict:
     asked = Asked(
         str(facts["run"]),
         int(str(facts.get("round", 0))),

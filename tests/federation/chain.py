@@ -21,6 +21,8 @@ import pytest
 from client.hub_road import HubAddress
 from deploy.gateway import HubGateway, install
 from deploy.nginx_run import command
+from server.hub_grid import HubGrid
+from server.part_files import PartFiles
 from tests.federation.pki import Authority
 
 HUB_NAME = "hub.example"
@@ -34,18 +36,25 @@ needs_nginx = pytest.mark.skipif(
 )
 
 
+def grid_of(channel, hub, *nodes, stopped=lambda: False):
+    """The hub's grid on a channel, for these nodes of one site."""
+    return HubGrid(
+        channel, lambda: dict.fromkeys(nodes, "north"), stopped, PartFiles(hub)
+    )
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def until(is_so, seconds=10.0):
+def until(is_so, seconds=10.0, every_s=0.05):
     """Wait for it."""
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 def wait_for(port, seconds=10.0):
@@ -158,7 +167,7 @@ class Federation:
         )
         self.north = self.authority.issue("north")
         self.hub = HubGateway(
-            folder=self.root / "hub-nginx",
+            folder=self.root / "nginx",
             port=free_port(),
             certificate=self.hub_pair.certificate,
             key=self.hub_pair.key,

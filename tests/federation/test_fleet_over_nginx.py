@@ -4,6 +4,7 @@ All are processes or servers of their own, on mutual TLS and node keys.
 """
 
 import datetime
+import hashlib
 import os
 import subprocess
 import sys
@@ -23,13 +24,16 @@ from client.echo import echo
 from client.fleet import Fleet
 from common.errors import JoinError, TransportError
 from common.keys import openssh_line
+from common.parts import PART_BYTES
 from deploy.nginx_run import reload
 from deploy.traffic import traffic_by_site
 from server.hub_grid import HubGrid
+from server.part_files import PARTS
 from server.superlink import SuperLinkAddress, SuperLinkLine, node_key_bytes
 from tests.federation.chain import (
     Federation,
     free_port,
+    grid_of,
     needs_nginx,
     running,
     until,
@@ -113,6 +117,27 @@ def echoing(fleet: Fleet) -> Iterator[int]:
             thread.join()
 
 
+taken: list[Message] = []
+
+
+def order_of(fleet: Fleet) -> bool:
+    """Whether an order came; it is in `taken`."""
+    if (message := fleet.pull()) is not None:
+        taken.append(message)
+    return bool(taken)
+
+
+def vector(size_bytes: int) -> RecordDict:
+    array = Array("u1", (size_bytes,), "raw", bytes(size_bytes))
+    return RecordDict({"v": ArrayRecord({"m": array})})
+
+
+def reply_to(grid: HubGrid, asked: str) -> Message:
+    replies: list[Message] = []
+    until(lambda: replies.extend(grid.pull_messages([asked])) or replies, 120)
+    return replies[0]
+
+
 def order_and_answer(chain, node: int, size_bytes: int = 12_000_000) -> None:
     """An order goes to the node and its content comes back unchanged."""
     data = np.random.default_rng(1).integers(0, 255, size_bytes, dtype=np.uint8)
@@ -120,11 +145,10 @@ def order_and_answer(chain, node: int, size_bytes: int = 12_000_000) -> None:
         {"v": ArrayRecord({"m": Array("u1", data.shape, "raw", data.tobytes())})}
     )
     with chain.line.channel() as channel:
-        grid = HubGrid(channel, lambda: {node}, lambda: False)
+        grid = grid_of(channel, chain.f.root, node)
         (message_id,) = grid.push_messages([Message(content, node, "train", ttl=600)])
-        replies: list[Message] = []
-        until(lambda: replies.extend(grid.pull_messages([message_id])) or replies, 120)
-    assert replies[0].content["v"]["m"].data == data.tobytes()
+        reply = reply_to(grid, message_id)
+    assert reply.content["v"]["m"].data == data.tobytes()
 
 
 @pytest.mark.parametrize("proxied", [False, True], ids=["directly", "by proxy"])
@@ -153,7 +177,7 @@ def test_an_answer_that_the_hub_does_not_take_is_not_dropped_in_silence(
     with Fleet(chain.f.address(), chain.key, said.append, threading.Event()) as fleet:
         node = fleet.activate(None)
         with chain.line.channel() as channel:
-            grid = HubGrid(channel, lambda: {node}, lambda: False)
+            grid = grid_of(channel, chain.f.root, node)
             grid.push_messages([Message(RecordDict(), node, "train", ttl=600)])
             order = fleet.pull()
             full = SimpleNamespace(stored=False)
@@ -161,6 +185,41 @@ def test_an_answer_that_the_hub_does_not_take_is_not_dropped_in_silence(
             with pytest.raises(TransportError, match="not taken by the hub"):
                 fleet.push(Message(RecordDict(), reply_to=order), 0.1)
     assert sum("sent again" in sentence for sentence in said) == 3
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda path: path.unlink(), "a part of it was not brought"),
+        (lambda path: path.write_bytes(b"x"), "part 2 is not what it is called"),
+        (None, "larger than any answer may be"),
+    ],
+)
+def test_an_answer_whose_parts_are_not_there_is_refused_and_nothing_stays(
+    chain, harm, words
+):
+    """As of a site that lies; the next answer counts."""
+    data = bytes(PART_BYTES) + os.urandom(PART_BYTES if harm else 40_000_000)
+    content = RecordDict({"v": ArrayRecord({"m": Array("u1", (1,), "raw", data)})})
+    brought = chain.f.root / PARTS / "in/north"
+    stop = threading.Event()
+    with Fleet(chain.f.address(), chain.key, print, stop) as fleet:
+        node = fleet.activate(None)
+        with chain.line.channel() as channel:
+            grid = grid_of(channel, chain.f.root, node)
+            for harmed in (True, False):
+                order = Message(vector(12), node, "train", ttl=600)
+                (asked,) = grid.push_messages([order])
+                until(lambda: order_of(fleet))
+                answer = content if harmed else vector(1000)
+                fleet.push(Message(answer, reply_to=taken.pop()), 0.1)
+                if harmed and harm:
+                    harm(brought / hashlib.sha256(data[PART_BYTES:]).hexdigest())
+                reply = reply_to(grid, asked)
+                assert reply.has_error() == harmed
+                if harmed:
+                    assert words in reply.error.reason
+    assert not harm or not list(brought.iterdir())
 
 
 # --- the echo -------------------------------------------------------------------------

@@ -31,10 +31,10 @@ from common.errors import JoinError, KeyInUseError, StoppedError
 from common.exchange import Hello, Roster
 from common.keys import openssh_line
 from server.asking import Line, ask
-from server.hub_grid import HubGrid
 from server.presence import Presence
 from server.superlink import SuperLinkAddress, SuperLinkLine, node_key_bytes
 from server.verifying import Verifier
+from tests.federation.chain import grid_of
 from tests.federation.pki import Authority
 
 FLOWER = "1.41.0"
@@ -47,6 +47,7 @@ class Hub:
     authority: Authority
     address: SuperLinkAddress
     key: ec.EllipticCurvePrivateKey
+    folder: Path
 
     def line(self) -> SuperLinkLine:
         return SuperLinkLine(self.address)
@@ -89,6 +90,7 @@ def hub(tmp_path_factory) -> Iterator[Hub]:
             authority,
             SuperLinkAddress(port, authority.certificate, secret),
             ec.generate_private_key(ec.SECP384R1()),
+            folder,
         )
         with made.line() as line:
             until(line.is_up, 120)
@@ -146,10 +148,10 @@ def test_flower_is_the_version_that_was_looked_at():
     assert version("flwr") == FLOWER
 
 
-@pytest.mark.parametrize("size_bytes", [10, 12_000_000])
+@pytest.mark.parametrize("size_bytes", [10, 200_000])
 def test_an_order_and_its_answer_pass_unchanged(hub, size_bytes):
     with echoing(hub) as node, hub.line() as line, line.channel() as channel:
-        grid = HubGrid(channel, lambda: {node}, lambda: False)
+        grid = grid_of(channel, hub.folder, node)
         assert list(grid.get_node_ids()) == [node]
         content = vector(size_bytes)
         sent = [Message(content, node, "train", ttl=600)]
@@ -166,7 +168,7 @@ def test_who_answered_in_time_is_not_late_behind_one_who_is(hub):
     with echoing(hub) as node, hub.line() as line, line.channel() as channel:
         line.register(key)
         nodes = {"late": line.nodes()[key][0], "prompt": node}
-        grid = HubGrid(channel, lambda: set(nodes.values()), lambda: False)
+        grid = grid_of(channel, hub.folder, *nodes.values())
         way = Line(grid, Verifier(), Presence(grid, rejoin_s=60.0))
         orders = dict.fromkeys(nodes, Hello("run", "digest", "plan", "layout"))
         replies = list(ask(way, nodes, orders, Roster, 3.0))
@@ -178,8 +180,8 @@ def test_who_answered_in_time_is_not_late_behind_one_who_is(hub):
 def test_a_grid_has_only_the_nodes_of_its_run_and_can_be_left(hub):
     stopped: list[bool] = []
     with echoing(hub) as node, hub.line() as line, line.channel() as channel:
-        assert not list(HubGrid(channel, set, lambda: False).get_node_ids())
-        grid = HubGrid(channel, lambda: {node}, lambda: bool(stopped))
+        assert not list(grid_of(channel, hub.folder).get_node_ids())
+        grid = grid_of(channel, hub.folder, node, stopped=lambda: bool(stopped))
         stopped.append(True)
         for call in (grid.get_node_ids, lambda: grid.pull_messages(["x"])):
             with pytest.raises(StoppedError, match="server resume"):
@@ -189,7 +191,7 @@ def test_a_grid_has_only_the_nodes_of_its_run_and_can_be_left(hub):
 def test_a_node_that_left_is_gone_at_once_and_comes_again_as_another(hub):
     with hub.line() as line, line.channel() as channel:
         with echoing(hub) as node:
-            grid = HubGrid(channel, lambda: {node}, lambda: False)
+            grid = grid_of(channel, hub.folder, node)
             first = grid.arrivals()[node]
         assert node not in grid.arrivals()
         assert Presence(grid, rejoin_s=0.0).is_given_up(node)
@@ -206,7 +208,8 @@ def test_the_same_key_twice_at_once_is_refused_unless_the_first_is_known_to_be_d
         assert second.activate(left_over=node) == node
 
 
-def test_a_key_that_is_not_on_the_register_is_refused(hub):
+def test_a_key_that_is_not_on_the_register_is_refused(hub, monkeypatch):
+    monkeypatch.setattr(client.fleet, "_REGISTER_S", 3.0)
     stranger = ec.generate_private_key(ec.SECP384R1())
     with hub.fleet(stranger, []) as fleet, pytest.raises(JoinError):
         fleet.activate(None)
@@ -220,7 +223,7 @@ def test_a_site_whose_clock_is_off_by_an_hour_takes_part(hub, hours, monkeypatch
 
     monkeypatch.setattr(client.node_key, "machine_time", wrong)
     with echoing(hub) as node, hub.line() as line, line.channel() as channel:
-        grid = HubGrid(channel, lambda: {node}, lambda: False)
+        grid = grid_of(channel, hub.folder, node)
         order = Message(vector(10), node, "train", ttl=60)
         monkeypatch.setattr(flwr.app.message.message, "now", wrong)  # the answer's
         (message_id,) = grid.push_messages([order])
