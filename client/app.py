@@ -140,7 +140,8 @@ def _sealed_answer(
         assert isinstance(order, TrainOrder)
         return _masks(folder).mask(order, update, plan)
 
-    answer, grounds = let_out(folder, order, answer, public, mask)
+    grouped = _masks(folder).grouped(order) if isinstance(order, OpenOrder) else ()
+    answer, grounds = let_out(folder, order, answer, public, mask, grouped)
     digest = digest_of_answer(answer)
     content = to_record(answer)
     mark = note_left(

@@ -75,6 +75,9 @@ class Told:
     """Its verifying key, as `signing.public_text`."""
     order: Order
     """What is answered."""
+    grouped: frozenset[str] = frozenset()
+    """Sites whose keys of the order's round were put together here; empty without
+    masks."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ SCHEMA: Final[Mapping[type[Answer], Mapping[str, Rule]]] = {
         "site": _SITE,
         "round": _ROUND,
         "agreement": Block(64, is_optional=True),
-        "shares": NamedBlocks(SHARE_BYTES),
+        "shares": NamedBlocks(SHARE_BYTES, of_group=True),
         "sealed": NamedBlocks(SEALED_BYTES, "next_keys"),
     },
 }
@@ -283,7 +286,7 @@ def _wrong(rule: Rule, value: Any, told: Told) -> str | None:
         case Vector():
             return _wrong_vector(rule, value, told.order)
         case _:
-            return wrong_block(rule, value, told.order)
+            return wrong_block(rule, value, told.order, told.grouped)
 
 
 def _wrong_real(rule: Real, value: Any) -> str | None:

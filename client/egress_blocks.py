@@ -1,21 +1,18 @@
 """What the gate lets pass of masked numbers, keys and shares: their sizes.
 
 They look like noise, so their values have no range to be checked. Their lengths are
-fixed, and the names beside them are those of sites: where the order has them all, of no
-others.
+fixed, and the names beside them are those of sites: those in the order, or, where that
+has not all of them, those whose keys of the round this site put together.
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from common.exchange import Order
-from common.plan_section import NAME_PATTERN
 from common.secagg.fixed_point import TAIL
-from common.secagg.terms import MAX_MEMBERS
 
 
 @dataclass(frozen=True)
@@ -36,20 +33,25 @@ class NamedBlocks:
     """Sites' names, each with so many bytes of keys or shares."""
 
     size: int
-    known: str | None = None
-    """Field of the order that has the names; unset: it names not all of them."""
+    known: str = ""
+    """Field of the order that has the names."""
+    of_group: bool = False
+    """Whether they are the sites of the round instead, each of them once."""
 
 
 BlockRule = MaskedVector | Block | NamedBlocks
 
 
-def wrong_block(rule: BlockRule, value: Any, order: Order) -> str | None:
+def wrong_block(
+    rule: BlockRule, value: Any, order: Order, grouped: Collection[str] = ()
+) -> str | None:
     """What is wrong with a value, in words without it.
 
     Args:
         rule: What it has to be.
         value: As it would leave.
         order: What is answered.
+        grouped: Sites whose keys of the order's round were put together here.
     """
     match rule:
         case MaskedVector():
@@ -57,9 +59,10 @@ def wrong_block(rule: BlockRule, value: Any, order: Order) -> str | None:
         case Block(size=size, is_optional=optional):
             empty = optional and value == b""
             return None if empty else _wrong_bytes(value, size)
+        case NamedBlocks(size=size, of_group=True):
+            return _wrong_blocks(value, size, grouped, whole=True)
         case NamedBlocks(size=size, known=field):
-            names = None if field is None else getattr(order, field, {})
-            return _wrong_blocks(value, size, names)
+            return _wrong_blocks(value, size, getattr(order, field, {}))
 
 
 def _wrong_masked(value: Any, model: np.ndarray | None) -> str | None:
@@ -71,17 +74,17 @@ def _wrong_masked(value: Any, model: np.ndarray | None) -> str | None:
 
 
 def _wrong_blocks(
-    value: Any, size: int, names: Mapping[str, object] | None
+    value: Any, size: int, names: Collection[str], *, whole: bool = False
 ) -> str | None:
-    if not isinstance(value, Mapping) or len(value) > MAX_MEMBERS:
+    if not isinstance(value, Mapping):
         return "not one entry per site"
     for name, block in value.items():
-        if type(name) is not str or not re.match(NAME_PATTERN, name):
-            return "under a name that no site has"
-        if names is not None and name not in names:
-            return "under a name that is not in the order"
+        if type(name) is not str or name not in names:
+            return "under a name that is not one of the round's"
         if said := _wrong_bytes(block, size):
             return said
+    if whole and value and len(value) != len(names):
+        return "not for each site of the round"
     return None
 
 

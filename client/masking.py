@@ -252,6 +252,11 @@ class SiteMasks:
         shares = release(one.keys, told, one.held)
         return Opening(self._site, order.round, shares=shares, sealed=sealed)
 
+    def grouped(self, order: OpenOrder) -> tuple[str, ...]:
+        """Sites whose keys of the order's round were put together, in order of name."""
+        one = self._rounds.get((order.run, order.round))
+        return () if one is None or one.keys is None else one.keys.sites
+
     def _check(self, order: KeysOrder, plan: Plan) -> None:
         if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
             raise ContributionError(

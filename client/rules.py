@@ -10,7 +10,7 @@ but the gate: who rehearses owns all of it, and laid the plan into the folder.
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,6 +30,7 @@ from client.desk import (
     sites_of,
 )
 from client.egress import Told, check_answer, norm_of, rounded
+from client.order_log import check_question, note_question
 from client.policy import (
     AnswerKind,
     Policy,
@@ -142,6 +143,8 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         check_hours(policy, datetime.now())
         check_kind(policy, _ANSWER[type(order)])
         plan, _ = _allowed_plan(folder, policy, order)
+        if isinstance(order, TrainOrder):
+            check_question(folder, order)
 
         def both(done: int, steps: int) -> None:
             tell_desk(done, steps)
@@ -156,7 +159,12 @@ def min_cohort(folder: Path) -> int:
 
 
 def let_out(
-    folder: Path, order: Order, answer: Answer, key: str, mask: Mask
+    folder: Path,
+    order: Order,
+    answer: Answer,
+    key: str,
+    mask: Mask,
+    grouped: Sequence[str] = (),
 ) -> tuple[Answer, Grounds | None]:
     """What may leave of an answer.
 
@@ -170,6 +178,7 @@ def let_out(
         key: The site's verifying key, as `signing.public_text`.
         mask: Masks the update of an order that came with sealed shares. It is asked
             last, so that rules and gate see what is then hidden.
+        grouped: Sites whose keys of the order's round were put together here, if any.
 
     Returns:
         The answer with its counts as the policy tells them, and why it may leave;
@@ -193,7 +202,11 @@ def let_out(
         clear = replace(order, sealed={})
         check_answer(answer, Told(read_site(folder).name, key, clear))
         answer = mask(answer)
-    check_answer(answer, Told(read_site(folder).name, key, order))
+    told = Told(read_site(folder).name, key, order, frozenset(grouped))
+    check_answer(answer, told)
+    if isinstance(order, TrainOrder) and is_hospital(folder):
+        with _one_at_a_time(folder):
+            note_question(folder, order)
     return answer, grounds
 
 

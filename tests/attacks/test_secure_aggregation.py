@@ -13,12 +13,16 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 import client.masking
+from client.desk import decide, queue_plan
 from client.mask_memory import OPENED
 from client.masking import SiteMasks
 from client.peers import PEERS
-from common.errors import ContributionError
-from common.exchange import SharesOrder
+from client.rules import permitted
+from client.site_file import CLIENT_FILE, SiteFile, site_toml
+from common.errors import ContributionError, PolicyError
+from common.exchange import Hello, SharesOrder
 from common.parameters import digest_of
+from common.plan_file import plan_toml
 from common.plan_privacy import Privacy
 from common.secagg.fixed_point import TAIL, decode, encode
 from common.secagg.keys import (
@@ -192,8 +196,13 @@ def test_no_site_takes_round_keys_that_their_site_did_not_sign(tmp_path, told):
     assert (weak, ours) == (TRIALS, 0)
 
 
-def invents_sites(folder, trial, *, names, forget=False, **privacy):
-    """Is every site of the roster but one; shows itself under the names given."""
+def invents_sites(
+    folder, trial, *, names, forget=False, rules=lambda order: None, **privacy
+):
+    """Is every site of the roster but one; shows itself under the names given.
+
+    `rules` are those that the hospital has besides, and raises what they refuse.
+    """
     lab = Lab(folder, plan_of(**privacy), FIVE, trial=trial)
     lab.set_up()  # everybody has met once
     victim = FIVE[0]
@@ -205,14 +214,18 @@ def invents_sites(folder, trial, *, names, forget=False, **privacy):
     members[victim] = lab.roster[victim]
 
     try:
+        text = plan_toml(lab.plan)
+        rules(Hello("run", lab.plan.digest, text, "layout", members))
+        rules(lab.keys_order(2, members))
         said = site.keys(lab.keys_order(2, members), lab.plan, 1).keys
         terms = lab.terms(2, members)
         made = {n: RoundSecrets() for n in fakes}
         packed = {n: announce(terms, n, made[n], k).pack() for n, k in fakes.items()}
         packed[victim] = said
         order = SharesOrder("run", lab.plan.digest, 2, packed)
+        rules(order)
         sealed = site.shares(order).sealed
-    except ContributionError:
+    except (ContributionError, PolicyError):
         return False
 
     keys = key_set(terms, packed)
@@ -235,6 +248,43 @@ def test_a_known_site_can_not_be_replaced(tmp_path, told):
     weak = sum(attack(i, forget=True) for i in range(TRIALS))
     ours = sum(attack(i) for i in range(TRIALS))
     told(f"first contact: {weak} of {TRIALS} updates", f"{ours} of {TRIALS}")
+    assert (weak, ours) == (TRIALS, 0)
+
+
+def rules_of(folder, approve):
+    """A hospital's rules; an engineer who is asked has confirmed the true sites."""
+    folder.mkdir(parents=True, mode=0o700)
+    content = {
+        "name": folder.name,
+        "hub": {"address": "hub.example.org:8443"},
+        "policy": {"approve": approve},
+        "data": {"source": str(folder)},
+    }
+    (folder / CLIENT_FILE).write_text(site_toml(SiteFile.model_validate(content)))
+    plan = plan_of()
+    if approve == "ask":
+        true = {n: public_text(identity_of(n).public_key()) for n in FIVE}
+        queue_plan(folder, plan_toml(plan), "run", sites=true)
+        decide(folder, plan.digest, "approved")
+
+    def rules(order):
+        with permitted(folder, order, lambda done, steps: None):
+            pass
+
+    return rules
+
+
+@row(SERVER, "invents all other sites at first contact", "confirmed sites", short=True)
+@pytest.mark.parametrize("names", [FIVE[1:], ["made-up-1", "made-up-2", "made-up-3"]])
+def test_sites_that_nobody_confirmed_get_no_keys(tmp_path, told, names):
+    def attack(i, approve):
+        folder = tmp_path / f"{i}-{approve}"
+        rules = rules_of(folder / FIVE[0], approve)
+        return invents_sites(folder, i, names=names, forget=True, rules=rules)
+
+    weak = sum(attack(i, "auto") for i in range(TRIALS))
+    ours = sum(attack(i, "ask") for i in range(TRIALS))
+    told(f"first use trusted: {weak} of {TRIALS} updates", f"{ours} of {TRIALS}")
     assert (weak, ours) == (TRIALS, 0)
 
 

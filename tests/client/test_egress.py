@@ -71,7 +71,8 @@ MASKED_UPDATE = MaskedUpdate(
     "north", 3, "p" * 64, MASKED, 0.4, 9, 1.5, 100, 104, bytes(ANNOUNCEMENT_BYTES)
 )
 OPEN = OpenOrder("run", "p" * 64, 3, ("north", "south"), next_keys=BOTH)
-OPENING = Opening("north", 3, shares={"south": bytes(SHARE_BYTES)}, sealed=SEALED)
+PARTS = dict.fromkeys(NAMES, bytes(SHARE_BYTES))
+OPENING = Opening("north", 3, shares=PARTS, sealed=SEALED)
 HONEST = {
     HELLO: ROSTER,
     TRAIN: UPDATE,
@@ -84,7 +85,8 @@ HONEST = {
 
 
 def told(order) -> Told:
-    return Told("north", KEY, order)
+    grouped = NAMES if isinstance(order, OpenOrder) else ()
+    return Told("north", KEY, order, frozenset(grouped))
 
 
 def held(order, answer) -> str:
@@ -191,9 +193,23 @@ def test_the_largest_change_may_leave_and_no_larger_one():
 def test_shares_go_to_sites_that_the_order_names_and_to_no_other():
     for order, answer in ((SHARES, SEALED_SHARES), (OPEN, OPENING)):
         to_stranger = {"west": bytes(SEALED_BYTES)}
-        assert ".sealed is under a name that is not in the order" in held(
+        assert ".sealed is under a name that is not one of the round's" in held(
             order, replace(answer, sealed=to_stranger)
         )
+
+
+def test_shares_that_open_a_sum_are_of_the_sites_of_the_round_and_of_all_of_them():
+    """The order names the survivors only; the lost ones are known to the site."""
+    alone = replace(OPEN, survivors=("north",))
+    check_answer(OPENING, told(alone))
+    stranger = {**PARTS, "west": bytes(SHARE_BYTES)}
+    assert ".shares is under a name" in held(OPEN, replace(OPENING, shares=stranger))
+    fewer = {"south": bytes(SHARE_BYTES)}
+    assert ".shares is not for each" in held(OPEN, replace(OPENING, shares=fewer))
+    word = Opening("north", 3, agreement=bytes(64))
+    check_answer(word, told(alone))
+    with pytest.raises(PolicyError, match="shares is under a name"):
+        check_answer(OPENING, Told("north", KEY, OPEN))  # no round is set up here
 
 
 def test_an_answer_to_another_question_is_held_back():

@@ -1,0 +1,81 @@
+"""Which question a site answered in each round of a run: a round has one, and no other.
+
+A round that comes again, as after a hub's crash, is the same question: the same model,
+from the same state of this site. Training is a matter of plan, site and round, so the
+answer is the same to the bit and tells nothing new. Another model for a round that was
+answered would be another look at the same images, and a hub that could ask a hundred
+times would get a hundred; so it is refused, after a restart as well. What was asked but
+never answered binds nobody.
+
+A hub that lost its last checkpoint takes rounds back, and gets to the same models, as
+long as the same sites count. Where they don't, its models differ from then on: the
+rounds that this site answered are void for it, and it takes part again in the first
+round that it has not answered. `docs/decisions/0031-one-question-a-round.md` says why
+that is borne with.
+
+Not covered here: a hub that begins run after run by one approved plan, but where the
+policy has `max_runs`; and models that are judged, which are told sums of metrics only.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from client.kept_texts import read_texts, write_texts
+from client.private_files import make_private_folder
+from common.errors import ContributionError
+from common.exchange import RUN_ID, TrainOrder
+from common.parameters import digest_of
+
+ANSWERED = "answered.json"
+"""In a run's folder of states: round to the digest of the question answered in it."""
+
+
+def check_question(site: Path, order: TrainOrder) -> None:
+    """Refuse another question in a round that was answered.
+
+    Args:
+        site: The site's folder.
+        order: What is asked.
+
+    Raises:
+        ContributionError: It was answered for another model, state or plan; `code` is
+            "question".
+        StoreError: What was answered can't be read.
+    """
+    known = read_texts(_folder(site, order) / ANSWERED).get(str(order.round))
+    if known not in (None, _digest(order)):
+        raise ContributionError(
+            f"round {order.round} was answered for another model or state before, "
+            "expected the same; each further model would be another look at the same "
+            "images, and nothing was sent",
+            code="question",
+        )
+
+
+def note_question(site: Path, order: TrainOrder) -> None:
+    """Write down what is answered, before the answer leaves; see `check_question`."""
+    check_question(site, order)
+    folder, number = _folder(site, order), str(order.round)
+    known = read_texts(folder / ANSWERED)
+    if number not in known:
+        make_private_folder(folder)
+        write_texts(folder / ANSWERED, {**known, number: _digest(order)})
+
+
+def _folder(site: Path, order: TrainOrder) -> Path:
+    if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
+        raise ContributionError(
+            "site got an order of a run whose id is no plain name", code="run"
+        )
+    return site / "state" / order.run
+
+
+def _digest(order: TrainOrder) -> str:
+    """Of all that an update depends on but the site's own state.
+
+    That the model is the one of this digest is checked before it is trained from.
+    """
+    control = None if order.control is None else digest_of(order.control)
+    asked = [order.plan_digest, order.state_round, order.model_digest, control]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -1,0 +1,134 @@
+"""A hub that asks for more than the plan gives: again and again, or without masks.
+
+Orders to a real site with pictures. The control is the same site with the one rule
+taken out that the attack is about.
+"""
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+import client.app
+import client.rules
+from client.app import serve_order
+from client.policy import Policy
+from client.site_file import CLIENT_FILE, SIGN_KEY, SiteFile, site_toml
+from common.exchange import Hello, TrainOrder, Update
+from common.parameters import digest_of
+from common.plan_file import plan_toml
+from common.signing import make_signing_key
+from common.wire import from_record, to_record
+from deploy.engine import InProcessGrid
+from deploy.phantom.formats import write_images
+from deploy.phantom.scanner import HOSPITALS
+from server.federation import first_model, plan_layout
+from tests.attacks.rows import row
+from tests.client.conftest import slices
+
+SERVER = "curious or malicious server"
+TIMES = 20
+SITES = {name: 64 * name[0] for name in ("a-site", "b-site", "c-site")}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "pictures"
+    write_images(folder, hospitals=HOSPITALS[:1], patients=5, seed=1)
+    return folder
+
+
+@pytest.fixture
+def hospital(tmp_path, pictures):
+    client.app._services.clear()
+    InProcessGrid([])  # Flower wants a task identity before it makes messages
+    folder = tmp_path / "a-site"
+    (folder / "keys").mkdir(mode=0o700, parents=True)
+    folder.chmod(0o700)
+    make_signing_key(folder / SIGN_KEY)
+    content = {
+        "name": "a-site",
+        "device": "cpu",
+        "hub": {"address": "hub.example.org:8443"},
+        "policy": Policy(approve="auto"),
+        "data": {"source": str(pictures), "format": "images"},
+    }
+    (folder / CLIENT_FILE).write_text(site_toml(SiteFile.model_validate(content)))
+    yield folder
+    client.app._services.clear()
+
+
+def ask(folder, order, kind):
+    """What a site answers; a number if it refuses."""
+    message = Message(to_record(order), 2, kind)
+    message.metadata.__dict__["_message_id"] = "m"
+    reply = serve_order(folder, message)[0]
+    return reply.error.code if reply.has_error() else reply.content
+
+
+def enter(folder, plan):
+    text, layout = plan_toml(plan, with_simulation=False), plan_layout(plan).digest
+    hello = Hello("run", plan.digest, text, layout, SITES)
+    assert not isinstance(ask(folder, hello, "query"), int)
+
+
+def looks(folder, plan, times):
+    """Updates that a hub gets for round 1, each from a model of its own."""
+    size, found = first_model(plan)[1].size, set()
+    for trial in range(times):
+        rng = np.random.default_rng(trial)
+        model = rng.normal(scale=0.1, size=size).astype(np.float32)
+        order = TrainOrder("run", plan.digest, 1, 0, model, digest_of(model))
+        said = ask(folder, order, "train")
+        if not isinstance(said, int):
+            found.add(digest_of(from_record(said, Update).delta))
+        else:
+            assert said == 104021
+    return len(found)
+
+
+@row(
+    SERVER, "asks one round with model after model", "one question a round", short=True
+)
+def test_a_round_gives_one_update_however_often_it_is_asked(
+    hospital, told, monkeypatch
+):
+    plan = slices(training__steps=1)
+    enter(hospital, plan)
+    with monkeypatch.context() as weak_site:
+        for name in ("check_question", "note_question"):
+            weak_site.setattr(client.rules, name, lambda *given: None)
+        weak = looks(hospital, plan, TIMES)
+    client.app._services.clear()  # a restart does not make the site forget
+    ours = looks(hospital, plan, TIMES // 2)
+    client.app._services.clear()
+    again = looks(hospital, plan, TIMES)
+    told(f"{weak} updates of {TIMES} models", f"{max(ours, again)}, of the first")
+    assert (weak, ours, again) == (TIMES, 1, 1)
+
+
+def in_the_clear(folder, plan):
+    """Whether a hub gets an update by leaving the masks away."""
+    model = np.zeros(first_model(plan)[1].size, np.float32)
+    order = TrainOrder("run", plan.digest, 1, 0, model, digest_of(model))
+    said = ask(folder, order, "train")
+    if isinstance(said, int):
+        assert said == 105307
+        return False
+    return float(np.abs(from_record(said, Update).delta).max()) > 0.0
+
+
+@row(
+    SERVER,
+    "calls three sites two, so that auto has no masks",
+    "the plan's sites",
+    short=True,
+)
+def test_a_hub_can_not_talk_auto_out_of_its_masks(hospital, told, monkeypatch):
+    plan = slices(training__steps=1, privacy__secure_aggregation="auto")
+    enter(hospital, plan)
+    ours = in_the_clear(hospital, plan)
+    with monkeypatch.context() as weak_site:  # believes the hub's own number
+        weak_site.setattr(client.rules, "sites_of", lambda *given: dict.fromkeys("ab"))
+        weak = in_the_clear(hospital, plan)
+    told(f"{int(weak)} of 1 update in the clear", f"{int(ours)} of 1")
+    assert (weak, ours) == (True, False)
