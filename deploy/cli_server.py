@@ -92,6 +92,8 @@ def server_run(
 def server_follow(hub: HubArgument, run: RunArgument) -> None:
     """Show how a run goes on until it ends; Ctrl-C leaves it running.
 
+    Exits with 44 if the run is withheld: its model did not pass the plan's gate.
+
     Example: `fedct server follow hub lung`
     """
     _follow(_run_folder(hub, run))
@@ -212,7 +214,7 @@ def _run_folder(hub: Path, run: str) -> Path:
 
 def _follow(folder: Path) -> None:
     """Say each change of a run, until it ends."""
-    from common.errors import RunError
+    from common.errors import ReleaseError, RunError
     from deploy.run_state import read_run
 
     said = ""
@@ -223,8 +225,10 @@ def _follow(folder: Path) -> None:
             if line != said:
                 typer.echo(line, err=True)
                 said = line
-            if state.state == "finished":
+            if state.state in ("finished", "withheld"):
                 typer.echo(f"report  {folder / 'report.html'}")
+                if state.state == "withheld":
+                    raise ReleaseError(state.why)
                 typer.echo(f"model   {folder / 'model'}")
                 return
             if state.state == "failed":

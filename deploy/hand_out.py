@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.durable import write_whole
 from common.errors import ReleaseError
 from common.package import PackageFacts, save_package
 from common.parameters import to_state
@@ -16,7 +17,7 @@ from common.plan_file import plan_toml
 from common.tasks.catalog import task_of
 from deploy.privacy_audit import check_release, copy_record
 from deploy.run_folder import Start, final_model, read_arm_record
-from deploy.run_state import now
+from deploy.run_state import WITHHELD_FILE, now
 from deploy.versions import versions
 from server.federation import first_model, plan_layout
 from server.record import ArmRecord, Picture, RunRecord, SiteRecord
@@ -35,7 +36,8 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
         record: Of the federated arm.
 
     Raises:
-        ReleaseError: The model does not pass the plan's gate; there is no model.
+        ReleaseError: The model does not pass the plan's gate; there is no model, and a
+            note says why.
     """
     if not plan.has_global_model:
         why = "with fedbn each site keeps norm layers of its own; no model/ is written"
@@ -43,9 +45,12 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
         return
     try:
         check_release(folder, plan, record)
-    except ReleaseError:
+    except ReleaseError as error:
+        note = json.dumps({"why": str(error), "at": now()})
+        write_whole(folder / WITHHELD_FILE, note.encode())
         shutil.rmtree(folder / "model", ignore_errors=True)
         raise
+    (folder / WITHHELD_FILE).unlink(missing_ok=True)
     network, layout = first_model(plan)
     monitor = task_of(plan).monitor
     best = record.rounds[record.final_round - 1]

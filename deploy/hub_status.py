@@ -130,4 +130,4 @@ def print_hub_status(status: HubStatus) -> None:
         for order in run.parcels:
             console.print(f"{run.name} waits for {parcel_line(order)}", soft_wrap=True)
         if run.why:
-            console.print(f"{run.name} failed: {run.why}")
+            console.print(f"{run.name} {run.state}: {run.why}")

@@ -9,6 +9,7 @@ at any time. The state is read from the files, never kept beside them:
     stop                          stopped by the coordinator, until `resume`
     failed.json                   ended by an error that trying again won't mend
     arm.json, report.json         finished
+    withheld.json beside them     finished, but its model did not pass the plan's gate
 """
 
 import datetime
@@ -32,8 +33,9 @@ STOP_FILE = "stop"
 FAILED_FILE = "failed.json"
 WAITING_FILE = "waiting.json"
 REPORT_FILE = "report.json"
+WITHHELD_FILE = "withheld.json"
 
-State = Literal["queued", "running", "stopped", "failed", "finished"]
+State = Literal["queued", "running", "stopped", "failed", "finished", "withheld"]
 
 
 class RunRequest(BaseModel):
@@ -85,7 +87,7 @@ class RunState(BaseModel):
     sites: tuple[str, ...]
     """Who was asked for."""
     why: str
-    """What ended a failed run; else empty."""
+    """What ended a failed run, or withholds the model of another; else empty."""
     parcels: list[OpenParcel]
     """Orders in files that wait for their answer."""
     waiting: dict[str, str]
@@ -131,7 +133,7 @@ def read_run(folder: Path) -> RunState:
             f"hub has no run {folder.name!r}, expected one that `fedct server run` "
             "asked for; see `fedct server status`"
         )
-    failed, rounds_done = folder / FAILED_FILE, _rounds_done(folder)
+    rounds_done = _rounds_done(folder)
     try:
         request = read_request(folder)
         rounds = load_plan(folder / PLAN_FILE).federation.rounds
@@ -156,7 +158,7 @@ def read_run(folder: Path) -> RunState:
         rounds_done=rounds_done,
         rounds=rounds,
         sites=request.sites,
-        why=json.loads(failed.read_text())["why"] if state == "failed" else "",
+        why=_why(folder, state),
         parcels=parcels,
         waiting={who: why for who, why in waiting.items() if who not in by_file},
     )
@@ -194,13 +196,21 @@ def _asked(folder: Path) -> str:
 
 def _state(folder: Path) -> State:
     if (folder / ARM_RECORD_FILE).exists() and (folder / REPORT_FILE).exists():
-        return "finished"
+        return "withheld" if (folder / WITHHELD_FILE).exists() else "finished"
     if (folder / FAILED_FILE).exists():
         return "failed"
     if is_stopped(folder):
         return "stopped"
     begun = (folder / STARTED_FILE).exists()
     return "running" if begun else "queued"
+
+
+def _why(folder: Path, state: State) -> str:
+    """The sentence that was written when a run ended otherwise than it should."""
+    names: dict[State, str] = {"failed": FAILED_FILE, "withheld": WITHHELD_FILE}
+    if state not in names:
+        return ""
+    return str(json.loads((folder / names[state]).read_text())["why"])
 
 
 def _open_parcels(folder: Path) -> list[OpenParcel]:
