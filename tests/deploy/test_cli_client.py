@@ -8,15 +8,23 @@ import pytest
 from client.activity import work_of
 from client.audit import AUDIT, record_left
 from client.control import serve_control
-from client.desk import is_approved, queue_plan
+from client.desk import check_sites, is_approved, plan_of, queue_plan
 from client.desk_control import DeskControl
 from client.desk_file import read_desk
+from client.peers import known_peers
 from client.policy import Policy
 from client.site_file import SIGN_KEY, HubAddress, SiteFile, site_toml
-from common.errors import ControlError, StoreError, TransportError, UsageError
+from common.errors import (
+    ControlError,
+    PolicyError,
+    StoreError,
+    TransportError,
+    UsageError,
+)
 from common.plan_file import parse_plan
-from common.signing import make_signing_key
+from common.signing import make_signing_key, public_text
 from common.sources import Source
+from deploy.plan_sites_view import short_fingerprint
 from deploy.site_tables import visible
 from tests.client.conftest import left
 from tests.deploy.conftest import SEGMENTATION
@@ -150,6 +158,53 @@ def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):
     ]
 
 
+def test_sites_of_a_plan_with_masks_are_shown_and_confirmed(fedct, site):
+    (site / "keys").mkdir(mode=0o700)
+    own = public_text(make_signing_key(site / SIGN_KEY).public_key())
+    sites = {"north": own, "south": 64 * "5", "west": 64 * "7"}
+    masked = SEGMENTATION + '\n[privacy]\nsecure_aggregation = "on"\n'
+    digest = queue_plan(site, masked, "run-1", None, sites).digest
+    listed = fedct("client", "approve", site).out
+    for words in (
+        "sites    3, as the hub names them; compare by telephone, approving confirms",
+        f"north  {short_fingerprint(own)}  this site",
+        f"south  {short_fingerprint(64 * '5')}  new here",
+    ):
+        assert words in listed
+    said = fedct("client", "approve", site, digest).out
+    assert "sites    3, confirmed here; others are refused" in said
+    assert f"south  {short_fingerprint(64 * '5')}  known here" in said
+    assert known_peers(site) == sites
+
+    plan, other = plan_of(site, digest), {"south": 64 * "6", "east": 64 * "8"}
+    with pytest.raises(PolicyError, match="east is new; south has another key"):
+        check_sites(site, plan, {"north": own, **other})
+    listed = fedct("client", "approve", site).out
+    for words in (
+        "CHANGED  the hub now names other sites, and is refused",
+        f"south  {short_fingerprint(64 * '6')}  ANOTHER KEY than it is known by",
+        f"east   {short_fingerprint(64 * '8')}  new here",
+        "west: no longer there",
+        "approve one by its hash",
+    ):
+        assert words in listed
+    found = json.loads(fedct("client", "approve", site, "--format", "json").out)
+    assert found["plans"][0]["sites_gone"] == ["west"]
+    fedct("client", "approve", site, digest)
+    assert "CHANGED" not in fedct("client", "approve", site, "--all").out
+    check_sites(site, plan, {"north": own, **other})
+
+
+def test_sites_that_the_policy_takes_on_first_use_are_said_to_be(fedct, served):
+    masked = SEGMENTATION + '\n[privacy]\nsecure_aggregation = "auto"\n'
+    sites = {"north": 64 * "1", "south": 64 * "5"}
+    queue_plan(served, masked, "run-1", AUTO, sites)
+    listed = fedct("client", "approve", served, "--all").out
+    assert "sites    2, trusted on first use, as the policy approved it" in listed
+    assert "north  " + short_fingerprint(64 * "1") + "  NOT THIS SITE'S KEY" in listed
+    assert "each update leaves in the clear" in listed  # "auto" among two
+
+
 def test_what_the_policy_has_against_a_plan_stands_beside_it(fedct, site):
     text = (site / "client.toml").read_text()
     text = text.replace("min_sites = 1", "min_sites = 3")
@@ -197,7 +252,7 @@ def test_audit_shows_what_left_and_finds_a_change(fedct, site):
     assert (found["count"], found["broken"]) == (3, None)
     assert found["lines"][-1]["hash"] == found["last_hash"]
     text = (site / AUDIT).read_text()
-    (site / AUDIT).write_text(text.replace("4002", "4000"))
+    (site / AUDIT).write_text(text.replace("4002,", "4000,"))
     said = fedct("client", "audit", site)
     assert said.code == StoreError.exit_code
     assert "line 2 is not the line that was written" in said.err
