@@ -38,7 +38,7 @@ class PartFiles:
         self._laid: deque[frozenset[str]] = deque()
         for folder in (self._out, self._in):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def lay_out(self, digest: str, content: memoryview) -> None:
         """Let sites fetch a part; any thread.

@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array
 
 from client.fleet import Fleet
-from common.errors import JoinError
+from common.errors import EngineError, JoinError
 from common.parts import PART_BYTES, fetch, hand_over
 from deploy.nginx_run import reload
 from deploy.traffic import traffic_by_site
 from server.part_files import PARTS, PartFiles
+from tests.faults.small_disk import needs_mount, small_disk
 from tests.federation.chain import (
     HUB_NAME,
     Federation,
@@ -178,6 +179,33 @@ def test_a_line_that_breaks_costs_a_part_and_not_the_array(chain, files, monkeyp
     assert len(sent) == 20 + len(said) < 30
     found = fetch(parted, lambda digest: files.take("north", digest), 1 << 28)
     assert found.data == whole
+
+
+@needs_mount
+def test_a_hub_whose_disk_is_full_is_waited_for_and_told(chain, files):
+    key, said = ec.generate_private_key(ec.SECP384R1()), []
+    whole = Array("u1", (1,), "raw", np.random.default_rng(3).bytes(300_000))
+    with (
+        small_disk(chain.parts / "in") as disk,
+        Fleet(chain.f.address(), key, said.append, threading.Event()) as fleet,
+    ):
+        disk.fill()
+        making_room = threading.Thread(
+            target=lambda: (until(lambda: said), disk.free())
+        )
+        making_room.start()
+        parted = hand_over(whole, fleet._put_part)
+        making_room.join()
+        brought = fetch(parted, lambda digest: files.take("north", digest), 1 << 20)
+    assert brought.data == whole.data
+    assert "it can't store a part; is its disk full?" in said[0]
+    with small_disk(chain.parts / "out") as disk:
+        disk.fill()
+        with pytest.raises(EngineError, match="No space left on device"):
+            hand_over(whole, files.lay_out)
+        assert [path.name for path in (chain.parts / "out").iterdir()] == ["ballast"]
+        disk.free()
+        hand_over(whole, files.lay_out)
 
 
 def test_what_older_orders_laid_out_is_removed_and_what_is_shared_stays(chain, files):
