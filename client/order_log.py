@@ -29,6 +29,9 @@ from common.parameters import digest_of
 
 ANSWERED = "answered.json"
 """In a run's folder of states: round to the digest of the question answered in it."""
+_PLAN = "plan"
+"""In the same file: digest of the run's plan."""
+_STATES = "state"
 
 
 def check_question(site: Path, order: TrainOrder) -> None:
@@ -60,7 +63,21 @@ def note_question(site: Path, order: TrainOrder) -> None:
     known = read_texts(folder / ANSWERED)
     if number not in known:
         make_private_folder(folder)
-        write_texts(folder / ANSWERED, {**known, number: _digest(order)})
+        answered = {**known, _PLAN: order.plan_digest, number: _digest(order)}
+        write_texts(folder / ANSWERED, answered)
+
+
+def runs_of(site: Path, plan_digest: str) -> frozenset[str]:
+    """Ids of the runs by one plan in which this site has answered.
+
+    Raises:
+        StoreError: What was answered can't be read.
+    """
+    return frozenset(
+        path.parent.name
+        for path in (site / _STATES).glob(f"*/{ANSWERED}")
+        if read_texts(path).get(_PLAN) == plan_digest
+    )
 
 
 def _folder(site: Path, order: TrainOrder) -> Path:
@@ -68,7 +85,7 @@ def _folder(site: Path, order: TrainOrder) -> Path:
         raise ContributionError(
             "site got an order of a run whose id is no plain name", code="run"
         )
-    return site / "state" / order.run
+    return site / _STATES / order.run
 
 
 def _digest(order: TrainOrder) -> str:

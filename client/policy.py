@@ -12,7 +12,7 @@ Not covered here: which plans are approved (`client.desk`), what a message may h
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime, time
 from typing import Annotated, Literal
 
@@ -46,6 +46,8 @@ class Policy(BaseModel):
     """Whether an update leaves only under masks."""
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     """Most rounds of a run."""
+    max_runs: Annotated[int, Field(ge=1)] | None = None
+    """Most runs by one plan: each run is a look at the images from other models."""
     hours: tuple[str, ...] = ()
     """When orders are begun, by this machine's clock, like "18:00-07:00"; one that was
     begun in time is finished. Empty: at any hour."""
@@ -149,6 +151,26 @@ def check_round(plan: Plan, number: int) -> None:
             "rounds",
             f"an order for round {number}",
             f"one of the {plan.federation.rounds} of the plan",
+        )
+
+
+def check_runs(policy: Policy, run: str, answered: Collection[str]) -> None:
+    """Refuse to train for one run too many by a plan.
+
+    Args:
+        policy: The hospital's.
+        run: Id of the order's run.
+        answered: Ids of the plan's runs that were trained for here.
+
+    Raises:
+        PolicyError: `code` is "runs".
+    """
+    most = policy.max_runs
+    if most is not None and run not in answered and len(answered) >= most:
+        raise _no(
+            "runs",
+            f"another run by a plan that had {len(answered)}",
+            f"at most {most} (policy.max_runs)",
         )
 
 

@@ -30,7 +30,7 @@ from client.desk import (
     sites_of,
 )
 from client.egress import Told, check_answer, norm_of, rounded
-from client.order_log import check_question, note_question
+from client.order_log import check_question, note_question, runs_of
 from client.policy import (
     AnswerKind,
     Policy,
@@ -40,6 +40,7 @@ from client.policy import (
     check_norm,
     check_plan,
     check_round,
+    check_runs,
 )
 from client.private_files import FILE_MODE
 from client.site import PLAN_FILE, read_site
@@ -145,6 +146,7 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         plan, _ = _allowed_plan(folder, policy, order)
         if isinstance(order, TrainOrder):
             check_question(folder, order)
+            check_runs(policy, order.run, runs_of(folder, plan.digest))
 
         def both(done: int, steps: int) -> None:
             tell_desk(done, steps)

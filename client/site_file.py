@@ -65,6 +65,8 @@ _TEMPLATE = """\
 {secure_aggregation}
 # most rounds in a run; without it, as many as the plan has
 {max_rounds}
+# most runs by one plan; without it, as many as the hub begins
+{max_runs}
 # when orders are begun, by this machine's clock; at any hour without it
 {hours}
 # largest Euclidean norm of an update in the clear
@@ -229,6 +231,7 @@ def read_site_file(folder: Path) -> SiteFile:
 def _policy_lines(policy: Policy) -> dict[str, str]:
     examples = {
         "max_rounds": 50,
+        "max_runs": 3,
         "hours": ["18:00-07:00"],
         "max_update_norm": 10.0,
         "dp_epsilon": 8.0,

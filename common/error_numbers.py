@@ -51,6 +51,7 @@ CHECKS: Final[Mapping[tuple[int, str], int]] = {
     (53, "kind"): 11,
     (53, "schema"): 12,
     (53, "roster"): 13,
+    (53, "runs"): 14,
     (54, "died"): 1,
     (56, "hub"): 1,
     (56, "site"): 2,

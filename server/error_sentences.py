@@ -88,6 +88,7 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     f"{_LOG}",
     (53, 13): "site's plan was approved with other sites or keys than those of this "
     "run; its engineer looks at them with `fedct client approve`",
+    (53, 14): "site's policy allows fewer runs by one plan than it was asked for",
     (54, 1): "site's service died several times in the middle of this order; is its "
     "machine out of memory?",
     (56, 1): "site speaks a later contract than the hub; update FedCT at the hub",

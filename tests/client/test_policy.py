@@ -414,3 +414,15 @@ def test_a_hub_that_names_no_sites_gets_nothing_where_there_may_be_masks(
         assert number(site, hello(plan, sites)) == 105313
         assert number(site, order(plan, 1, 0)) == 105301
     assert not ask(site, hello(PLAN, sites)).has_error()
+
+
+def test_a_plan_has_as_many_runs_as_the_policy_allows(hospital):
+    site = hospital(AUTO.model_copy(update={"max_runs": 2}))
+    assert not ask(site, hello()).has_error()
+    for run in ("first", "second", "first"):
+        assert not ask(site, order(PLAN, 1, 0, run=run)).has_error()
+    assert number(site, order(PLAN, 1, 0, run="third")) == 105314
+    other = slices(plan__seed=7)
+    assert not ask(site, hello(other)).has_error()
+    assert not ask(site, order(other, 1, 0, run="third")).has_error()
+    assert not ask(site, order(PLAN, 2, 1, run="first")).has_error()
