@@ -11,14 +11,14 @@ from common.errors import JoinError, KeyInUseError
 
 
 class RunEndedError(JoinError):
-    """The run is over; its late answer is not wanted."""
+    """The run is over; nothing of it is given out or wanted any more."""
 
 
 def error_of(response: httpx.Response) -> JoinError:
     """What the hub said no with, and what to do."""
     if error := FlowerError.from_json(response.text):
         if error.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED:
-            return RunEndedError("the hub ended the run before this answer came")
+            return RunEndedError("the hub ended the run meanwhile")
         if error.code == ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
             return KeyInUseError(
                 "the hub has a service with this site's key already, expected none; "

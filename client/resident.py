@@ -70,7 +70,9 @@ def serve(
     work_of(folder).ready()
     last = time.monotonic()
     while not stop.is_set():
-        message = fleet.pull()
+        message = None
+        with suppress(RunEndedError):  # while its order was on the way
+            message = fleet.pull()
         if message is None:
             idle_s = time.monotonic() - last
             stop.wait(min(max(_PATIENCE * idle_s, _QUICKEST_S), _SLOWEST_S))
@@ -78,7 +80,7 @@ def serve(
         began = time.monotonic()
         answer = work(message, _context(folder, message, node_id))
         last = time.monotonic()
-        with suppress(RunEndedError):
+        with suppress(RunEndedError):  # while it worked
             fleet.push(answer, last - began)
     (folder / NODE_FILE).unlink(missing_ok=True)  # left in order
 

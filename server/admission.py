@@ -96,9 +96,10 @@ class Admission:
         (message_id,) = self.line.grid.push_messages([message])
         if message_id:
             assert isinstance(one.order, Hello)
+            asked = _Asked(came, one.order, message_id)
             last = self._asked.get(node)
-            refusals = last.refusals if last is not None and last.came == came else 0
-            asked = _Asked(came, one.order, message_id, refusals)
+            if last is not None and last.came == came:  # it says the same, most likely
+                asked.refusals, asked.reason = last.refusals, last.reason
             self._asked[node] = asked
             if one.is_kept:
                 asked.until = _now() + one.left_s

@@ -29,6 +29,8 @@ class Result:
     passed: bool = True
     seconds: float = 0.0
     seen: list[str] = field(default_factory=list)
+    left: int = 1
+    """Tests of the row that have not ended; with any, nothing is known of the row."""
 
 
 class Exam:
@@ -50,11 +52,14 @@ class Exam:
             for item, mark in marked
             if not self._chosen or mark.args[0].number in self._chosen
         ]
+        for item in items:
+            row = self._rows[item.nodeid]
+            result = self.results.setdefault(row.number, Result(row, left=0))
+            result.left += 1
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """One phase of one test."""
-        row = self._rows[report.nodeid]
-        result = self.results.setdefault(row.number, Result(row))
+        result = self.results[self._rows[report.nodeid].number]
         if report.when == "call" or report.outcome != "passed":
             result.passed &= report.outcome == "passed"
         if report.when == "call":
@@ -67,14 +72,22 @@ class Exam:
             result.seen.append(str(crash.message if crash else report.longrepr)[-200:])
         if report.skipped:
             result.seen.append(str(report.longrepr[-1]))
+        if report.when == "teardown":
+            result.left -= 1
+            verdict = "PASS" if result.passed else "FAIL"
+            more = f", {result.left} more of it to come" if result.left else ""
+            done = f"row {result.row.number}: {verdict}, {result.seconds:.0f} s{more}"
+            print(f"\n{done}", flush=True)
 
     def table(self) -> str:
-        """Markdown."""
+        """Markdown; of rows that an interruption left unfinished, nothing."""
         lines = [
             "| # | fault | expected | seen | | s |",
             "|---|---|---|---|---|---|",
         ]
         for _, result in sorted(self.results.items()):
+            if result.left:
+                continue
             row, verdict = result.row, "PASS" if result.passed else "FAIL"
             seen = "; ".join(dict.fromkeys(result.seen))
             cells = (row.number, row.fault, row.expected, seen, verdict)
@@ -121,7 +134,7 @@ def main() -> int:
     code = pytest.main(
         [
             *(str(FOLDER), "-m", "row", "-q", "--no-header", "-p", "no:cacheprovider"),
-            "--continue-on-collection-errors",
+            *("--continue-on-collection-errors", "-s"),
         ],
         plugins=[exam],
     )

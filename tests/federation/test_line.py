@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,10 +27,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 import client.fleet
 import client.node_key
 from client.fleet import Fleet, HubAddress
+from client.resident import serve
 from common.errors import JoinError, KeyInUseError, StoppedError
 from common.exchange import Hello, Roster
 from common.keys import openssh_line
 from server.asking import Line, ask
+from server.hub_grid import HubGrid
 from server.presence import Presence
 from server.superlink import SuperLinkAddress, SuperLinkLine, node_key_bytes
 from server.verifying import Verifier
@@ -138,6 +140,12 @@ def echoing(hub: Hub) -> Iterator[int]:
             thread.join()
 
 
+def wait_for_reply(grid: HubGrid, asked: Iterable[str]) -> Message:
+    replies: list[Message] = []
+    until(lambda: replies.extend(grid.pull_messages(list(asked))) or replies, 60)
+    return replies[0]
+
+
 def vector(size_bytes: int) -> RecordDict:
     data = np.random.default_rng(1).integers(0, 255, size_bytes, dtype=np.uint8)
     array = Array("u1", data.shape, "raw", data.tobytes())
@@ -160,6 +168,42 @@ def test_an_order_and_its_answer_pass_unchanged(hub, size_bytes):
         until(lambda: replies.extend(grid.pull_messages([message_id])) or replies, 60)
         assert replies[0].content["v"]["m"].data == content["v"]["m"].data
         assert replies[0].metadata.reply_to_message_id == message_id
+
+
+@pytest.mark.parametrize("where", ["PullObject", "PushMessages"])
+def test_a_run_that_is_stopped_ends_no_service(hub, tmp_path, where, monkeypatch):
+    """Be an order of it on the way at that moment, or an answer."""
+    stop, there, over = threading.Event(), threading.Event(), threading.Event()
+    fleet = hub.fleet(hub.key, [])
+    call = getattr(fleet._client, where)
+
+    def meanwhile(request: object) -> object:
+        there.set()
+        assert over.wait(30)
+        return call(request)
+
+    monkeypatch.setattr(fleet._client, where, meanwhile)
+
+    def work(message: Message, context: object) -> Message:
+        return Message(message.content, reply_to=message)
+
+    key = node_key_bytes(openssh_line(hub.key.public_key()))
+    with hub.line() as line, fleet:
+        thread = threading.Thread(target=serve, args=(tmp_path, fleet, stop, work))
+        thread.start()
+        try:
+            until(lambda: line.nodes()[key][1])
+            node = line.nodes()[key][0]
+            for wait in (lambda *_: there.wait(30), wait_for_reply):
+                with line.channel() as channel:
+                    grid = grid_of(channel, hub.folder, node)
+                    order = Message(vector(10), node, "train", ttl=600)
+                    assert wait(grid, grid.push_messages([order]))
+                over.set()
+        finally:
+            stop.set()
+            over.set()
+            thread.join()
 
 
 def test_who_answered_in_time_is_not_late_behind_one_who_is(hub):

@@ -15,13 +15,15 @@ class Refusing:
     """A grid with one node, which has no approval for the plan; counts the askings."""
 
     def __init__(self):
-        self.came, self.asked = "first", []
+        self.came, self.asked, self.silent = "first", [], False
 
     def push_messages(self, messages):
         self.asked += messages
         return [str(len(self.asked))]
 
     def pull_messages(self, ids):
+        if self.silent:
+            return []
         error = Error(1053, "its engineer decides")
         return [Message(error, reply_to=self.asked[int(ids[0]) - 1])]
 
@@ -59,3 +61,16 @@ def test_a_site_that_was_started_again_is_asked_at_once(hours):
     hours.passed(3600)
     hours.grid.came = "second"
     assert hours.passed(20) >= 3
+
+
+def test_what_a_site_said_last_stands_until_it_says_something_else(hours):
+    said = set()
+    hours.passed(2)
+    for _ in range(100):
+        hours.grid.silent = not hours.grid.silent
+        hours.passed(3)
+        said.add(hours.asking.missing()["node 7"])
+    assert len(said) == 1
+    hours.grid.came, hours.grid.silent = "second", True
+    hours.passed(2)
+    assert hours.asking.missing()["node 7"] == "has not answered yet"
