@@ -27,21 +27,24 @@ _SUFFIXES = {
 
 
 def site_checks(folder: Path, settings: SiteFile | None) -> list[Check]:
-    """Every check of the site's folder; of the data only if the settings are legible.
+    """Every check of the site's folder; what needs the settings, if they are legible.
 
     Args:
         folder: The site's.
         settings: Its `client.toml`, or none if that is wrong.
     """
     checks = [
-        Check("own certificate", lambda: check_certificate(folder)),
         Check("rights", lambda: check_rights(folder)),
         Check("desk", lambda: check_desk(folder)),
     ]
-    if settings is not None:
-        data = settings.data
-        checks.append(Check("data", lambda: check_data(data), 2 * LOOK_S))
-    return checks
+    if settings is None:
+        return checks
+    data = settings.data
+    return [
+        Check("own certificate", lambda: check_certificate(folder)),
+        *checks,
+        Check("data", lambda: check_data(data), 2 * LOOK_S),
+    ]
 
 
 def check_certificate(folder: Path) -> Row:

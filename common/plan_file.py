@@ -87,6 +87,12 @@ def _complaint(text: str, error: dict[str, object], message: str) -> str:
     return f"line {line}: {where + ': ' if where else ''}{message}"
 
 
+def key_on(line: str) -> str | None:
+    """The key that a line of TOML sets, if it sets one."""
+    found = _KEY.match(line)
+    return found[1].strip("\"'") if found else None
+
+
 def line_of(text: str, path: list[str | int]) -> int:
     """The line (from 1) that sets the key at `path`, or its nearest table, or 1."""
     best, best_depth = 1, 0
@@ -102,8 +108,8 @@ def line_of(text: str, path: list[str | int]) -> int:
                 arrays[tuple(names)] = index
                 table.append(index)
             here = table
-        elif key := _KEY.match(line):
-            here = table + [part.strip("\"'") for part in key[1].split(".")]
+        elif key := key_on(line):
+            here = table + [part.strip("\"'") for part in key.split(".")]
         else:
             continue
         depth = _shared(here, path)

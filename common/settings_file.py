@@ -1,5 +1,6 @@
 """Reading the TOML files of a hub and a site, with errors that name key and line."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import TypeVar
@@ -7,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from common.errors import JoinError
-from common.plan_file import line_of
+from common.plan_file import key_on, line_of
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
 
@@ -34,13 +35,30 @@ def read_settings(path: Path, kind: type[AnySettings], maker: str) -> AnySetting
     try:
         return kind.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise JoinError(f"{path.name} is not valid TOML: {error}; mend it") from error
+        raise JoinError(
+            f"{path.name} is not valid TOML, mend it:\n  {_unreadable(text, error)}"
+        ) from error
     except ValidationError as error:
         complaints = [_complaint(text, dict(e)) for e in error.errors()]
         raise JoinError(
             f"{path.name} is not valid, {len(complaints)} to mend:\n  "
             + "\n  ".join(complaints)
         ) from error
+
+
+def _unreadable(text: str, error: tomllib.TOMLDecodeError) -> str:
+    """One line: where, by which key if there is one, and what keeps it from being TOML.
+
+    Values are not repeated; only a parser that understands them may show them.
+    """
+    said, number = str(error), re.search(r" \(at line (\d+), column \d+\)$", str(error))
+    if number is None:
+        return said
+    key = key_on(text.split("\n")[int(number[1]) - 1])
+    said = said.removesuffix(number[0])
+    if said == "Cannot overwrite a value":
+        said = "stands there a second time; take one of the two lines out"
+    return f"line {number[1]}: {key + ': ' if key else ''}{said}"
 
 
 def _complaint(text: str, error: dict[str, object]) -> str:

@@ -261,6 +261,7 @@ def test_wrong_settings_stop_no_other_check(join, quick):
     rows = {row.name: row for row in preflight(site)}
     assert rows["settings"].verdict == "FAIL"
     assert "policy.approve" in rows["settings"].found
+    assert sum("policy.approve" in row.found for row in rows.values()) == 1
     assert rows["rights"].verdict == "PASS"
     assert rows["decoders"].verdict == "PASS"
     assert (rows["service"].verdict, rows["service"].found) == ("WARN", "not started")

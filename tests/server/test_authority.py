@@ -156,6 +156,8 @@ def test_a_killed_init_leaves_a_folder_that_is_made_at_the_next_try(tmp_path):
         ('name = "a b"\n', "line 1: name: hub got the name 'a b'"),
         ('name = "a"\nport = 70000\n', "line 2: port: .*got 70000"),
         ("name = ", "not valid TOML"),
+        ('name = "a"\nport = 1\nport = 2\n', "line 3: port: stands .* second time"),
+        ('name = "a"\n\nport = yes\n', "line 3: port: Invalid value$"),
     ],
 )
 def test_a_wrong_hub_toml_is_named_by_key_and_line(hub, text, words):
