@@ -197,11 +197,19 @@ def test_no_site_takes_round_keys_that_their_site_did_not_sign(tmp_path, told):
 
 
 def invents_sites(
-    folder, trial, *, names, forget=False, rules=lambda order: None, **privacy
+    folder,
+    trial,
+    *,
+    names,
+    forget=False,
+    rules=lambda order: None,
+    named=None,
+    **privacy,
 ):
     """Is every site of the roster but one; shows itself under the names given.
 
-    `rules` are those that the hospital has besides, and raises what they refuse.
+    `rules` are those that the hospital has besides, and raises what they refuse;
+    `named` are the sites that it names at the roll call, if others.
     """
     lab = Lab(folder, plan_of(**privacy), FIVE, trial=trial)
     lab.set_up()  # everybody has met once
@@ -215,7 +223,7 @@ def invents_sites(
 
     try:
         text = plan_toml(lab.plan)
-        rules(Hello("run", lab.plan.digest, text, "layout", members))
+        rules(Hello("run", lab.plan.digest, text, "layout", named or members))
         rules(lab.keys_order(2, members))
         said = site.keys(lab.keys_order(2, members), lab.plan, 1).keys
         terms = lab.terms(2, members)
@@ -251,6 +259,9 @@ def test_a_known_site_can_not_be_replaced(tmp_path, told):
     assert (weak, ours) == (TRIALS, 0)
 
 
+TRUE_SITES = {n: public_text(identity_of(n).public_key()) for n in FIVE}
+
+
 def rules_of(folder, approve):
     """A hospital's rules; an engineer who is asked has confirmed the true sites."""
     folder.mkdir(parents=True, mode=0o700)
@@ -263,8 +274,7 @@ def rules_of(folder, approve):
     (folder / CLIENT_FILE).write_text(site_toml(SiteFile.model_validate(content)))
     plan = plan_of()
     if approve == "ask":
-        true = {n: public_text(identity_of(n).public_key()) for n in FIVE}
-        queue_plan(folder, plan_toml(plan), "run", sites=true)
+        queue_plan(folder, plan_toml(plan), "run", sites=TRUE_SITES)
         decide(folder, plan.digest, "approved")
 
     def rules(order):
@@ -277,14 +287,18 @@ def rules_of(folder, approve):
 @row(SERVER, "invents all other sites at first contact", "confirmed sites", short=True)
 @pytest.mark.parametrize("names", [FIVE[1:], ["made-up-1", "made-up-2", "made-up-3"]])
 def test_sites_that_nobody_confirmed_get_no_keys(tmp_path, told, names):
-    def attack(i, approve):
-        folder = tmp_path / f"{i}-{approve}"
+    def attack(i, approve, **more):
+        folder = tmp_path / f"{i}-{approve}{len(more)}"
         rules = rules_of(folder / FIVE[0], approve)
-        return invents_sites(folder, i, names=names, forget=True, rules=rules)
+        return invents_sites(folder, i, names=names, forget=True, rules=rules, **more)
 
     weak = sum(attack(i, "auto") for i in range(TRIALS))
-    ours = sum(attack(i, "ask") for i in range(TRIALS))
-    told(f"first use trusted: {weak} of {TRIALS} updates", f"{ours} of {TRIALS}")
+    ours = sum(
+        attack(i, "ask", **more)  # named at the roll call, or only in the round
+        for i in range(TRIALS)
+        for more in ({}, {"named": TRUE_SITES})
+    )
+    told(f"first use trusted: {weak} of {TRIALS} updates", f"{ours} of {2 * TRIALS}")
     assert (weak, ours) == (TRIALS, 0)
 
 

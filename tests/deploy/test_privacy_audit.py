@@ -10,6 +10,7 @@ from common.plan_file import parse_plan
 from common.plan_release import Release
 from deploy.cli_privacy import lines_of
 from deploy.privacy_audit import PRIVACY_FILE, audit_run, refusals
+from deploy.run_state import WITHHELD_FILE
 from deploy.simulate import simulate
 from server.privacy_record import DpRecord, MembershipRecord, PrivacyRecord
 from tests.deploy.conftest import SEGMENTATION
@@ -133,6 +134,7 @@ def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
     assert "hands out no model: 1 of 1 rounds were in the clear" in said.err
     assert "epsilon is not told by every site" in said.err
     assert not (folder / "model").exists()
+    assert "hands out no model" in (folder / WITHHELD_FILE).read_text()
     assert len(json.loads((folder / PRIVACY_FILE).read_text())["refused"]) == 2
     assert (folder / "report.json").exists()
 
@@ -140,6 +142,7 @@ def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
 def test_a_model_that_passes_takes_its_record_along(plan_file, tmp_path):
     folder = tmp_path / "run"
     simulate(plan_file(gate("max_membership_auc = 1.0"), ONE_ROUND), folder)
+    assert not (folder / WITHHELD_FILE).exists()
     told = json.loads((folder / "model" / PRIVACY_FILE).read_text())
     assert told["refused"] == []
     assert load_package(folder).facts.round == 1
