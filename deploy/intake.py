@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.intake.export import export_case
-from client.intake.run import count_of, open_store, read_source, take_in
+from client.intake.run import (
+    check_found,
+    count_of,
+    open_store,
+    read_source,
+    take_in,
+)
 from client.intake.table import write_tables
 from client.intake.verdict import IntakeCount, SeriesVerdict
 from common.plan_file import load_plan
@@ -22,6 +28,9 @@ def take_in_verdicts(
         store: Gets the verdict tables, and the cases.
         plan: The plan to prepare for; unset: verdicts only.
         export: Gets each accepted volume and its labels as NIfTI; unset: no export.
+
+    Raises:
+        IntakeError: The source is absent, unreadable, or holds no CT series.
     """
     if plan is not None:
         data = take_in(
@@ -40,4 +49,5 @@ def take_in_verdicts(
             export_case(case, export)
     count = count_of(verdicts)
     write_tables(store, verdicts, count)
+    check_found(source, verdicts, count)
     return verdicts, count

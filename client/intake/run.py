@@ -26,7 +26,7 @@ from client.secret import load_secret
 from client.split import Part, freeze_split
 from client.store import CaseRecord, CaseStore
 from common.case import IntakeCase
-from common.errors import PlanError, StoreError
+from common.errors import IntakeError, PlanError, StoreError
 from common.plan import Plan
 from common.sources import Source
 from common.tasks.catalog import task_of
@@ -97,6 +97,7 @@ def take_in(
         verdicts = tuple(row for row, _ in taken)
         count = count_of(verdicts)
         write_tables(store_root, verdicts, count)
+        check_found(source, verdicts, count)
         _check_floor(verdicts, count, plan)
         return _split(taken, store_root, plan)
 
@@ -123,6 +124,23 @@ def count_of(verdicts: Iterable[SeriesVerdict]) -> IntakeCount:
     series = [row for row in verdicts if counts_as_series(row)]
     refused = sum(any(f.refuses for f in row.findings) for row in series)
     return IntakeCount(accepted=len(series) - refused, found=len(series))
+
+
+def check_found(
+    source: Source, verdicts: Sequence[SeriesVerdict], count: IntakeCount
+) -> None:
+    """See that there was anything to judge.
+
+    Raises:
+        IntakeError: The source holds no image series at all.
+    """
+    if count.found:
+        return
+    others = f"; {CSV_FILE} in the store says what it holds" if verdicts else ""
+    raise IntakeError(
+        f"intake found that the source holds no CT series ({source.format}), expected "
+        f"at least one; check path and format{others}"
+    )
 
 
 def _read_files(path: Path, source: Source) -> Iterator[Settled]:

@@ -218,8 +218,7 @@ def test_a_source_without_images_is_refused_by_site(
         (folder / "notes.txt").write_text("no image")
     change = ('"pictures"\nformat = "images"', f'"{folder}"\nformat = "{form}"')
     said = fedct("simulate", plan_file(SEGMENTATION, change), "--out", tmp_path / "run")
-    found_nothing = form == "dicom" and source in ("empty", "text")
-    refused(said, PlanError if found_nothing else IntakeError, "site 'north'")
+    refused(said, IntakeError, "site 'north'")
     assert not (tmp_path / "run" / "journal.sqlite").exists()
     if source == "text":
         assert [path.name for path in folder.iterdir()] == ["notes.txt"]
@@ -280,6 +279,11 @@ def test_a_run_folder_that_others_may_enter_is_not_resumed(fedct, harmed):
     [
         (["intake", "{file}", "--store", "{new}"], IntakeError, ["source"]),
         (["intake", "{here}", "--store", "/proc/store"], StoreError, ["--store"]),
+        (
+            ["intake", "{here}", "--store", "{new}"],
+            IntakeError,
+            ["holds no CT series (dicom)", "check path and format"],
+        ),
         (
             ["intake", "{here}", "--store", "{new}", "--where", "vendor"],
             UsageError,

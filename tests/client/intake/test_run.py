@@ -223,6 +223,17 @@ def test_below_the_floor_nothing_is_trained_but_the_table_is_there(
     assert take_in(source_of(folder), tmp_path / "store", at_it).count.accepted == 6
 
 
+def test_a_source_without_a_series_is_refused_as_one(tmp_path):
+    source = tmp_path / "ct"
+    source.mkdir()
+    with pytest.raises(IntakeError, match=r"no CT series \(dicom\).*format$"):
+        take_in(Source(source=str(source)), tmp_path / "a", plan_of())
+    (source / "notes.txt").write_text("not images")
+    with pytest.raises(IntakeError, match=r"verdicts\.csv in the store says what"):
+        take_in(Source(source=str(source)), tmp_path / "b", plan_of())
+    assert "notes" in (tmp_path / "b" / "verdicts.csv").read_text()
+
+
 def test_source_without_a_usable_case_is_refused(tmp_path):
     write_pair(tmp_path / "source", "bare", label=())
     with pytest.raises(PlanError, match="0 of 1 series, expected at least 1"):
