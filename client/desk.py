@@ -281,9 +281,10 @@ def _named(desk: Desk, prefix: str) -> PlanEntry:
         )
     found = [entry for entry in desk.plans if entry.digest.startswith(prefix)]
     if len(found) != 1:
+        who = f"{len(found)} plans" if found else "no plan"
         raise UsageError(
-            f"plan {prefix!r} names {len(found)} plans, expected one of the "
-            f"{len(desk.plans)} that were seen here; `fedct client approve` lists them"
+            f"hash {prefix!r} is the beginning of {who} here, expected that of one of "
+            f"{len(desk.plans)}; `fedct client approve --all` lists them"
         )
     return found[0]
 

@@ -20,6 +20,7 @@ start_app = typer.Typer()
 
 HubArgument = Annotated[Path, typer.Argument(help="The hub's folder.")]
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
+_HUB_IS_DOWN = "hub is not running; start it with `fedct server start`"
 
 
 @run_app.command("start")
@@ -53,7 +54,7 @@ def server_run(
     hub: HubArgument,
     plan: Annotated[Path, typer.Argument(help="The plan, a TOML file.")],
     name: Annotated[
-        str | None, typer.Option(help="Name of the run. [default: that of the plan]")
+        str | None, typer.Option(help="Name of the run. [default: the plan's name]")
     ] = None,
     sites: Annotated[
         str | None,
@@ -74,6 +75,8 @@ def server_run(
 ) -> None:
     """Ask for a run; it starts when its turn comes and enough sites are in.
 
+    The hub may be down meanwhile: the run is kept, and begins once the hub is up.
+
     Example: `fedct server run hub lung.toml --sites charite,ukb,tum --parcel tum`
     """
     from deploy.hub_runs import submit
@@ -82,10 +85,9 @@ def server_run(
     chosen = _chosen_sites(hub, sites)
     offline = _offline_sites(chosen, parcel)
     waits_s = parcel_days * 86400.0
-    folder = submit(hub / RUNS, plan, name or plan.stem, chosen, offline, waits_s)
+    folder = submit(hub / RUNS, plan, name, chosen, offline, waits_s)
     typer.echo(f"run {folder.name} asked for with {', '.join(chosen)}")
-    if follow:
-        _follow(folder)
+    _go_on(hub, folder, follow)
 
 
 @run_app.command("follow")
@@ -96,7 +98,7 @@ def server_follow(hub: HubArgument, run: RunArgument) -> None:
 
     Example: `fedct server follow hub lung`
     """
-    _follow(_run_folder(hub, run))
+    _follow(hub, _run_folder(hub, run))
 
 
 @run_app.command("stop")
@@ -128,8 +130,7 @@ def server_resume(
     folder = _run_folder(hub, run)
     resume_run(folder)
     typer.echo(f"run {run} goes on")
-    if follow:
-        _follow(folder)
+    _go_on(hub, folder, follow)
 
 
 @run_app.command("status")
@@ -147,7 +148,7 @@ def server_status(hub: HubArgument, output_format: FormatOption = Format.TEXT) -
     else:
         print_hub_status(status)
     if not status.running:
-        raise SupervisorError("hub is not running; start it with `fedct server start`")
+        raise SupervisorError(_HUB_IS_DOWN)
 
 
 def rehearse(
@@ -208,11 +209,23 @@ def _offline_sites(chosen: tuple[str, ...], text: str | None) -> tuple[str, ...]
 
 def _run_folder(hub: Path, run: str) -> Path:
     from deploy.run_state import RUNS
+    from server.hub import read_hub_file
 
+    read_hub_file(hub)
     return hub / RUNS / Path(run).name
 
 
-def _follow(folder: Path) -> None:
+def _go_on(hub: Path, folder: Path, follow: bool) -> None:
+    """Follow a run, or leave it with a word about what it waits for."""
+    from deploy.run_state import read_run
+
+    if follow:
+        _follow(hub, folder)
+    elif held := _held(hub, read_run(folder)):
+        typer.echo(f"it waits: {'; '.join(held)}", err=True)
+
+
+def _follow(hub: Path, folder: Path) -> None:
     """Say each change of a run, until it ends."""
     from common.errors import ReleaseError, RunError
     from deploy.run_state import read_run
@@ -221,7 +234,7 @@ def _follow(folder: Path) -> None:
     try:
         while True:
             state = read_run(folder)
-            line = _line(state)
+            line = "\n  ".join([_line(state), *_held(hub, state)])
             if line != said:
                 typer.echo(line, err=True)
                 said = line
@@ -238,6 +251,16 @@ def _follow(folder: Path) -> None:
             time.sleep(0.5)
     except KeyboardInterrupt:
         typer.echo(f"run {folder.name} goes on at the hub", err=True)
+
+
+def _held(hub: Path, state: "RunState") -> list[str]:
+    """What keeps a run from going on that is no site's doing."""
+    from deploy.start import is_running
+
+    if state.state not in ("queued", "running"):
+        return []
+    held = [f"its turn comes after {', '.join(state.behind)}"] if state.behind else []
+    return held if is_running(hub) else [_HUB_IS_DOWN, *held]
 
 
 def _line(state: "RunState") -> str:

@@ -37,7 +37,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,37}")
 def submit(
     runs: Path,
     plan_path: Path,
-    name: str,
+    name: str | None,
     sites: Sequence[str],
     parcels: Sequence[str] = (),
     parcel_s: float = 0.0,
@@ -47,7 +47,7 @@ def submit(
     Args:
         runs: The hub's folder of runs.
         plan_path: The plan; its `[simulation]` plays no part here.
-        name: Name of the run.
+        name: Name of the run; unset: the plan's.
         sites: Enrolled sites that shall take part.
         parcels: Those of them that are reached by files alone.
         parcel_s: How long each order in a file waits for its answer.
@@ -58,18 +58,19 @@ def submit(
     Raises:
         FedctError: The plan can't work with these sites, or the name is taken.
     """
-    if not _NAME.fullmatch(name):
+    if name is not None and not _NAME.fullmatch(name):
         raise UsageError(
             f"run got the name {name!r}, expected lowercase letters, digits, dots and "
             "hyphens, at most 38; choose another --name"
         )
     plan = load_plan(plan_path)
+    name = name or plan.plan.name
     _check_sites(plan, plan_path.name, len(sites), bool(parcels))
     folder = runs / name
     if folder.exists():
         raise RunError(
             f"run {name!r} exists already, expected a new name; go on with it by "
-            f"`fedct server resume DIR {name}`, or choose another --name"
+            f"`fedct server resume {runs.parent} {name}`, or choose another --name"
         )
     make_private_folder(folder)
     write_whole(folder / PLAN_FILE, plan_toml(plan, with_simulation=False).encode())
@@ -87,20 +88,22 @@ def submit(
 def _check_sites(plan: Plan, name: str, sites: int, by_files: bool) -> None:
     """Refuse what would only fail when the round is set up."""
     privacy, federation = plan.privacy, plan.federation
+    masked = is_masked(privacy, federation, sites)
+    off = "set privacy.secure_aggregation = 'off' where their policies allow it"
     if sites < (fewest := quorum(privacy, federation, sites)):
         which = "federation.min_sites"
         if federation.min_sites < fewest:
             which = "privacy.min_cohort or privacy.colluders"
         raise PlanError(
-            f"plan {name!r} needs {fewest} sites in every round, got {sites}; enrol "
-            f"more, or lower {which}"
+            f"plan {name!r} needs {fewest} sites in every round, got {sites}; name "
+            f"more by --sites, enrol more, lower {which}"
+            + (f", or {off}" if masked else "")
         )
-    masked = is_masked(privacy, federation, sites)
     if masked and by_files:
         raise PlanError(
             f"plan {name!r} masks its updates, and a site that is reached by files "
             "forgets a round's secrets from trip to trip; give all sites a line, or "
-            "set privacy.secure_aggregation = 'off' where their policies allow it"
+            f"{off}"
         )
     if masked and sites > MAX_MEMBERS:
         raise PlanError(

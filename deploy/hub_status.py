@@ -125,9 +125,16 @@ def print_hub_status(status: HubStatus) -> None:
         if site.alarm:
             console.print(f"ALARM: {site.alarm}")
     for run in status.runs:
-        for who, why in run.waiting.items():
-            console.print(f"{run.name} waits for {who}: {why}")
-        for order in run.parcels:
-            console.print(f"{run.name} waits for {parcel_line(order)}", soft_wrap=True)
-        if run.why:
-            console.print(f"{run.name} {run.state}: {run.why}")
+        _print_waiting(console, run)
+
+
+def _print_waiting(console: Console, run: RunState) -> None:
+    """What a run waits for, or why it ended."""
+    if run.behind:
+        console.print(f"{run.name} comes after {', '.join(run.behind)}")
+    for who, why in run.waiting.items():
+        console.print(f"{run.name} waits for {who}: {why}")
+    for order in run.parcels:
+        console.print(f"{run.name} waits for {parcel_line(order)}", soft_wrap=True)
+    if run.why:
+        console.print(f"{run.name} {run.state}: {run.why}")

@@ -92,13 +92,13 @@ class RunState(BaseModel):
     """Orders in files that wait for their answer."""
     waiting: dict[str, str]
     """Before the first round: site or node to the reason why it is not in."""
+    behind: list[str] = []
+    """Of a queued run: the runs that end before it begins, the first one first."""
 
 
 def next_run(runs: Path) -> Path | None:
     """The folder of the run that was asked for first and is not ended or stopped."""
-    folders = _folders(runs)
-    waiting = [(_asked(f), f) for f in folders if _state(f) in ("queued", "running")]
-    return min(waiting)[1] if waiting else None
+    return next(iter(_in_turn(runs)), None)
 
 
 def read_request(folder: Path) -> RunRequest:
@@ -161,6 +161,7 @@ def read_run(folder: Path) -> RunState:
         why=_why(folder, state),
         parcels=parcels,
         waiting={who: why for who, why in waiting.items() if who not in by_file},
+        behind=_behind(folder) if state == "queued" else [],
     )
 
 
@@ -184,6 +185,20 @@ def parcel_line(order: OpenParcel) -> str:
 
 def _folders(runs: Path) -> list[Path]:
     return sorted(path.parent for path in runs.glob(f"*/{REQUEST_FILE}"))
+
+
+def _in_turn(runs: Path) -> list[Path]:
+    """The folders of all runs that wait or go on, in the order of their turns."""
+    going = [f for f in _folders(runs) if _state(f) in ("queued", "running")]
+    return sorted(going, key=lambda folder: (_asked(folder), folder))
+
+
+def _behind(folder: Path) -> list[str]:
+    """What a queued run waits for: runs asked for before it, or begun before it."""
+    turns = _in_turn(folder.parent)
+    before = turns[: turns.index(folder)] if folder in turns else []
+    begun = [f for f in turns if f not in before and _state(f) == "running"]
+    return [other.name for other in (*begun, *before)]
 
 
 def _asked(folder: Path) -> str:

@@ -44,6 +44,8 @@ from server.revocation import refresh_crl
 LOCK_FILE = "start.lock"
 _LET_GO_S = 10.0
 """How long a killed hub's SuperLink may hold its port."""
+_LOOK_S = 0.2
+"""Who only looks whether a supervisor runs holds its lock for less than that."""
 _THRIFT = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "1000000",
@@ -124,8 +126,13 @@ def _remark(folder: Path, tell: Tell) -> None:
 
 
 @contextmanager
-def alone(folder: Path, who: str) -> Iterator[None]:
+def alone(folder: Path, who: str, patience_s: float = _LOOK_S) -> Iterator[None]:
     """Hold a folder for this supervisor; the kernel lets go when it ends.
+
+    Args:
+        folder: The hub's or the site's.
+        who: "hub" or "site".
+        patience_s: How long it may be held by another.
 
     Raises:
         SupervisorError: Another one holds it.
@@ -133,7 +140,7 @@ def alone(folder: Path, who: str) -> Iterator[None]:
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, FILE_MODE)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, time.monotonic() + patience_s)
         except BlockingIOError as error:
             raise SupervisorError(
                 f"{who} is running in this folder already, expected to be the only "
@@ -148,9 +155,20 @@ def is_running(folder: Path) -> bool:
     """Whether a supervisor holds this folder."""
     if not (folder / LOCK_FILE).exists():
         return False
-    with suppress(OSError, SupervisorError), alone(folder, "site"):
+    with suppress(OSError, SupervisorError), alone(folder, "site", patience_s=0.0):
         return False
     return True
+
+
+def _lock(descriptor: int, until: float) -> None:
+    """Lock a file; BlockingIOError if another holds it until then."""
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
 
 
 def _superlink(folder: Path, settings: HubFile) -> Program:

@@ -132,10 +132,10 @@ def test_a_prefix_that_names_two_plans_decides_on_neither(site):
     desk = json.loads(path.read_text())
     desk["plans"].append({**desk["plans"][0], "digest": entry.digest[:8] + "0" * 56})
     path.write_text(json.dumps(desk))
-    with pytest.raises(UsageError, match="names 2 plans"):
+    with pytest.raises(UsageError, match="beginning of 2 plans"):
         decide(site, entry.digest[:8], "approved")
     assert not is_approved(site, entry.digest)
-    with pytest.raises(UsageError, match="names 0 plans"):
+    with pytest.raises(UsageError, match="beginning of no plan"):
         decide(site, "12345678", "approved")
 
 

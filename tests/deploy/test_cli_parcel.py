@@ -34,7 +34,9 @@ from tests.deploy.test_cli import refused
 from tests.joining import content_of
 
 NORTH = 2
-PLAN = SEGMENTATION.replace("min_sites = 2", "min_sites = 1")
+PLAN = SEGMENTATION.replace("min_sites = 2", "min_sites = 1").replace(
+    'name = "pictures"', 'name = "lung"'
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,20 @@
 """Which runs a hub takes on: those whose rounds could close."""
 
 import re
+import threading
+import time
 from importlib.resources import files
 
 import pytest
 
-from common.errors import PlanError
-from deploy.hub_runs import submit
+from common.errors import JoinError, PlanError, RunError, SupervisorError
+from deploy import run_state
+from deploy.hub_runs import stop_run, submit
+from deploy.run_state import RUNS, next_run, read_run
+from deploy.start import alone, is_running
+from server.run_files import STARTED_FILE
+from tests.deploy.test_cli import refused
+from tests.joining import a_hub
 
 SITES = ("a", "b", "c")
 
@@ -21,7 +29,7 @@ def plan(tmp_path, *lines: str):
 @pytest.mark.parametrize(
     ("lines", "count", "named"),
     [
-        ((), 2, "needs 3 sites in every round, got 2; enrol more, or lower privacy"),
+        ((), 2, "needs 3 sites in every round, got 2; name more by --sites, enrol"),
         (("min_cohort = 4",), 3, "needs 4 sites in every round, got 3"),
         (("colluders = 3",), 3, "needs 4 sites in every round, got 3"),
         ((), 258, "got 258 sites, expected at most 257"),
@@ -50,3 +58,100 @@ def test_a_site_that_is_reached_by_files_has_no_masks(tmp_path):
 def test_enough_sites_are_taken(tmp_path):
     path = plan(tmp_path, "colluders = 2")
     assert submit(tmp_path / "runs", path, "lung", SITES).is_dir()
+
+
+def test_too_few_sites_are_told_every_way_out(tmp_path):
+    with pytest.raises(PlanError) as error:
+        submit(tmp_path / "runs", plan(tmp_path), "lung", SITES[:2])
+    for way in ("--sites", "enrol more", "privacy.min_cohort", "aggregation = 'off'"):
+        assert way in str(error.value)
+
+
+def test_a_run_is_named_as_its_plan_and_not_as_the_file(tmp_path):
+    path = plan(tmp_path).rename(tmp_path / "Lung CT.toml")
+    folder = submit(tmp_path / "hub" / RUNS, path, None, SITES)
+    assert folder.name == "rehearsal"
+    again = re.escape(f"`fedct server resume {tmp_path / 'hub'} rehearsal`")
+    with pytest.raises(RunError, match=again):
+        submit(tmp_path / "hub" / RUNS, path, None, SITES)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with three runs, asked for one after the other."""
+    folder = a_hub(tmp_path / "hub").folder
+    for number, name in enumerate(("c", "a", "b")):
+        monkeypatch.setattr("deploy.hub_runs.now", lambda n=number: f"2026-03-0{n + 1}")
+        submit(folder / RUNS, plan(tmp_path), name, SITES)
+    return folder
+
+
+def test_a_queued_run_names_those_before_it(hub):
+    behind = {name: read_run(hub / RUNS / name).behind for name in "abc"}
+    assert behind == {"c": [], "a": ["c"], "b": ["c", "a"]}
+    assert next_run(hub / RUNS) == hub / RUNS / "c"
+    stop_run(hub / RUNS / "c")
+    (hub / RUNS / "b" / STARTED_FILE).write_text("{}")  # begun, and asked for later
+    assert read_run(hub / RUNS / "a").behind == ["b"]
+    assert read_run(hub / RUNS / "b").behind == []
+
+
+def test_who_follows_or_leaves_a_run_is_told_what_it_waits_for(hub, fedct, tmp_path):
+    down = "hub is not running; start it with `fedct server start`"
+    path = plan(tmp_path)
+    words = ("server", "run", hub, path, "--name", "d", "--sites", "", "--no-follow")
+    refused(fedct(*words), PlanError, "got 0")
+    stop_run(hub / RUNS / "c")
+    said = fedct("server", "resume", hub, "c", "--no-follow")
+    assert (said.code, said.err) == (0, f"it waits: {down}\n")
+    with alone(hub, "hub"):
+        said = fedct("server", "status", hub)
+        assert "b comes after c, a" in said.out
+        stop_run(hub / RUNS / "a")
+        said = fedct("server", "resume", hub, "a", "--no-follow")
+        assert (said.code, said.err) == (0, "it waits: its turn comes after c\n")
+    assert down in fedct("server", "status", hub).err
+
+
+def test_who_follows_sees_the_hub_go_down(hub, fedct, monkeypatch):
+    told = iter([True, False])
+    monkeypatch.setattr("deploy.start.is_running", lambda _: next(told, False))
+    real, seen = run_state.read_run, []
+
+    def reading(folder):
+        seen.append(folder)
+        if len(seen) == 3:
+            stop_run(folder)
+        return real(folder)
+
+    monkeypatch.setattr(run_state, "read_run", reading)
+    said = fedct("server", "follow", hub, "c")
+    assert said.code == 0
+    assert said.err.count("c: queued, 0 of 5 rounds") == 2
+    assert said.err.count("\n  hub is not running; start it with") == 1
+
+
+def test_a_folder_that_is_no_hub_s_has_no_runs_to_follow(fedct, tmp_path, hub):
+    for verb in ("follow", "stop", "resume"):
+        said = fedct("server", verb, tmp_path / "nohub", "lung-1")
+        refused(said, JoinError, "no readable hub.toml")
+    refused(fedct("server", "follow", hub, "lung-1"), RunError, "no run 'lung-1'")
+
+
+def test_who_only_looks_keeps_no_supervisor_from_starting(hub):
+    with alone(hub, "hub"):
+        assert is_running(hub)
+        with pytest.raises(SupervisorError), alone(hub, "hub", 0.05):
+            raise AssertionError
+    held = threading.Event()
+
+    def look() -> None:
+        with alone(hub, "site"):
+            held.set()
+            time.sleep(0.05)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    assert held.wait(5)
+    with alone(hub, "hub"):
+        looking.join()
