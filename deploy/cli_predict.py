@@ -88,6 +88,7 @@ def evaluate(
     from client.assess import assess
     from client.open_site import choose_device
     from common.package import load_package
+    from common.tasks.catalog import task_of
     from deploy.progress import show_progress, tell_intake
 
     package = load_package(model)
@@ -100,7 +101,7 @@ def evaluate(
     if output_format is Format.JSON:
         typer.echo(text, nl=False)
         return
-    _print_assessment(said)
+    _print_assessment(said, len(task_of(package.plan).class_names))
 
 
 def _source(
@@ -163,12 +164,15 @@ def _print_predictions(said: "Predictions", out: Path) -> None:
     console.print("[dim]research use only, not for diagnosis[/]")
 
 
-def _print_assessment(said: "Assessment") -> None:
+def _print_assessment(said: "Assessment", classes: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from common.metrics.names import told_once
+
     table = Table("metric", "value", "95 % interval", box=None, pad_edge=False)
-    for name, metric in said.metrics.items():
+    for name in told_once(list(said.metrics), said.monitor, classes):
+        metric = said.metrics[name]
         interval = "none"
         if metric.low is not None and metric.high is not None:
             interval = f"{metric.low:.4f} to {metric.high:.4f}"

@@ -26,6 +26,8 @@ from server.run_files import ROSTERS_FILE
 
 log = logging.getLogger("fedct.run")
 
+_NORMS_APART = "with fedbn each site keeps norm layers of its own; no model/ is written"
+
 
 def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
     """Write the final federated model as a package, where there is a global model.
@@ -40,8 +42,7 @@ def hand_out_model(folder: Path, plan: Plan, record: ArmRecord) -> None:
             note says why.
     """
     if not plan.has_global_model:
-        why = "with fedbn each site keeps norm layers of its own; no model/ is written"
-        log.warning("no global model", extra={"why": why})
+        log.warning("no global model", extra={"why": _NORMS_APART})
         return
     try:
         check_release(folder, plan, record)
@@ -76,7 +77,7 @@ def run_record(
     sites: list[SiteRecord],
     arms: Sequence[ArmRecord],
     device: str,
-    intake_s: float = 0.0,
+    intake_s: float | None = None,
     pictures: Sequence[Picture] = (),
 ) -> RunRecord:
     """The content of `report.json`.
@@ -103,12 +104,13 @@ def run_record(
         engine=engine,
         started=start.at,
         finished=now(),
-        seconds=intake_s + sum(arm.seconds for arm in arms),
+        seconds=(intake_s or 0.0) + sum(arm.seconds for arm in arms),
         intake_s=intake_s,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         parameters=plan_layout(plan).size,
         sites=sites,
         arms=list(arms),
+        no_model="" if plan.has_global_model else _NORMS_APART,
         pictures=list(pictures),
         versions=versions(),
         device=device,
@@ -128,8 +130,8 @@ def hand_out(folder: Path, plan: Plan, record: RunRecord) -> None:
     """
     try:
         hand_out_model(folder, plan, record.arms[0])
-    except ReleaseError:
-        write_report(record, folder)
+    except ReleaseError as error:
+        write_report(record.model_copy(update={"no_model": str(error)}), folder)
         raise
     write_report(record, folder)
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.record import RunRecord
+from server.report_counts import in_tens, show_told
 
 
 def print_summary(record: RunRecord, folder: Path) -> None:
@@ -23,10 +24,14 @@ def print_summary(record: RunRecord, folder: Path) -> None:
         table.add_row(arm.name, *cells, _number(arm.test_mean.get(record.monitor)))
     console.print(table)
     for site in record.sites:
+        told = (site.accepted, site.found, site.train, site.validation, site.test)
+        counts = [show_told(count, in_tens(record, site)) for count in told]
         console.print(
-            f"{site.name}: trained on {site.accepted} of {site.found} series found "
-            f"({site.train} train, {site.validation} validation, {site.test} test)"
+            f"{site.name}: trained on {counts[0]} of {counts[1]} series found "
+            f"({counts[2]} train, {counts[3]} validation, {counts[4]} test)"
         )
+    if record.no_model:
+        console.print(f"no model: {record.no_model}", markup=False)
     console.print(f"{record.seconds:.0f} s, plan hash {record.plan_digest[:12]}")
     console.print(f"report  {folder / 'report.html'}")
     if (folder / "model").is_dir():

@@ -32,13 +32,13 @@ class SiteRound(Record):
     reason: str = ""
     """Why not, when it did not."""
     cases: int = 0
-    """Training cases: its weight before cap."""
+    """Training cases as told: its weight before cap."""
     weight: float = 0.0
     """Share of the mean, 0 to 1."""
     accepted: int = 0
-    """N: image series that intake accepted."""
+    """N: image series that intake accepted, as told."""
     found: int = 0
-    """M: image series that intake found."""
+    """M: image series that intake found, as told."""
     loss: float | None = None
     """Mean training loss over the round's steps; unset with DP."""
     epsilon_pld: float | None = None
@@ -47,7 +47,7 @@ class SiteRound(Record):
     epsilon_prv: float | None = None
     """The same by the PRV accountant (Opacus)."""
     steps: int = 0
-    """Optimiser steps taken."""
+    """Optimiser steps taken, as told."""
     update_norm: float | None = None
     """Euclidean norm of the update."""
     train_s: float = 0.0
@@ -95,7 +95,8 @@ class ArmRecord(Record):
     rounds: list[RoundRecord]
     """All rounds."""
     final_round: int
-    """Round of the model that is handed out; 0: none."""
+    """Round of the model that is tested, and, of the federated arm, handed out unless
+    `no_model` says otherwise; 0: none."""
     stopped: Literal["all rounds", "early stop", "void rounds"]
     """Why the run ended."""
     steps: int
@@ -113,7 +114,11 @@ class ArmRecord(Record):
 
 
 class SiteRecord(Record):
-    """One hospital as the report may show it."""
+    """One hospital as the report may show it.
+
+    Its numbers are those it told: in a real federation to the nearest ten and at least
+    ten, unless the hospital's policy says otherwise.
+    """
 
     name: str
     """Name of the site."""
@@ -150,7 +155,7 @@ class RunRecord(Record):
     """`plan.description`."""
     task: Literal["segmentation", "classification"]
     monitor: str
-    """Metric that picked the best model."""
+    """Metric that picked the model, unless the plan takes that of the last round."""
     class_names: list[str]
     plan_digest: str
     """Canonical hash of the plan."""
@@ -163,16 +168,19 @@ class RunRecord(Record):
     finished: str
     """ISO 8601, UTC."""
     seconds: float
-    """Wall time of intake and of all rounds of all arms."""
-    intake_s: float
-    """Wall time of intake."""
+    """Wall time of all rounds of all arms, and of intake where it is known."""
+    intake_s: float | None
+    """Wall time of intake; unset in a real federation, where hospitals do it."""
     peak_memory_bytes: int
-    """Peak resident memory of this process."""
+    """Peak resident memory of the process that ran the rounds; in a real federation
+    the hub's."""
     parameters: int
     """Number of parameters that travel."""
     sites: list[SiteRecord]
     arms: list[ArmRecord]
     """Federated first."""
+    no_model: str = ""
+    """Why no model is handed out; empty: one is."""
     pictures: list[Picture] = []
     versions: dict[str, str]
     """Package to version."""

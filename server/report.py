@@ -22,6 +22,12 @@ from server import report_format as words
 from server import report_view as view
 from server.record import RunRecord
 from server.report_arms import arm_of, mean_of, value_at
+from server.report_counts import (
+    show_told,
+    sites_in_tens,
+    steps_of,
+    steps_of_reply,
+)
 from server.report_figures import figures_of
 from server.report_privacy import privacy_of
 from server.report_verdict import SAME, verdict_of
@@ -45,6 +51,7 @@ def render_html(record: RunRecord) -> str:
             figures=figures_of(record),
             privacy=privacy_of(record),
             same=SAME,
+            in_tens=sites_in_tens(record),
             compared=view.compares(record),
             # The files are our own; nothing of the record is in them.
             css=Markup(_own_file("report.css")),
@@ -115,6 +122,7 @@ def _environment() -> Environment:
         show=words.show,
         difference=words.show_difference,
         count=words.show_count,
+        told=show_told,
         share=words.show_share,
         size=words.show_bytes,
         duration=words.show_seconds,
@@ -123,5 +131,11 @@ def _environment() -> Environment:
         plural=words.plural,
     )
     environment.tests["local"] = lambda name: name.startswith("local-")
-    environment.globals.update(view=view, value_at=value_at, mean_of=mean_of)
+    environment.globals.update(
+        view=view,
+        value_at=value_at,
+        mean_of=mean_of,
+        steps_of=steps_of,
+        steps_of_reply=steps_of_reply,
+    )
     return environment

@@ -6,20 +6,24 @@ report that is shown around must carry its own doubts.
 
 from server.record import ArmRecord, RunRecord
 from server.report_arms import arm_of, mean_of, value_at
+from server.report_counts import in_tens, show_told, sites_in_tens, span
 from server.report_format import join_words, metric_label, plural, show_count
+from server.report_plan import takes_last
 
 FEW_CASES = 100
 """Below so many test cases, hundredths are a matter of single patients."""
+MOST_REASONS = 3
+"""Why rounds were void, said at the head of the page."""
 
 
 def caveats_of(record: RunRecord) -> list[str]:
     """Sentences that belong beside the verdict, the widest first."""
     federated = arm_of(record, "federated")
-    found = [_test_size(record)]
+    found = [_no_model(record), _test_size(record), _told_in_tens(record)]
     if record.engine != "deployment":
         found.append("A rehearsal: all hospitals were played on one machine.")
     if federated is None:
-        return found
+        return [caveat for caveat in found if caveat]
     found += _about_rounds(federated)
     found.append(_left_out(record, federated))
     found.append(_not_judged(record, federated))
@@ -29,28 +33,55 @@ def caveats_of(record: RunRecord) -> list[str]:
 
 
 def _test_size(record: RunRecord) -> str:
-    counts = {site.name: site.test for site in record.sites}
-    total = sum(counts.values())
-    if not total:
+    counts = [(site.test, in_tens(record, site)) for site in record.sites]
+    low, high = span(counts)
+    if not high:
         return "No test case at any hospital."
-    smallest = min(counts, key=lambda name: counts[name])
-    text = f"One run with one seed, {plural(total, 'test case')}"
+    cases = plural(high, "test case")
+    if low < high:
+        cases = f"{show_count(low)}–{cases}"
+    text = f"One run with one seed, {cases}"
     if len(counts) > 1:
-        text += f" (fewest at {smallest}: {show_count(counts[smallest])})"
-    if total < FEW_CASES:
+        fewest = min(record.sites, key=lambda site: site.test)
+        told = show_told(fewest.test, in_tens(record, fewest))
+        text += f" (fewest at {fewest.name}: {told})"
+    if low < FEW_CASES:
         return f"{text}: differences of a few hundredths may be chance."
     return f"{text}: repeat with other seeds before relying on small differences."
 
 
+def _no_model(record: RunRecord) -> str:
+    why = record.no_model
+    return f"{why[:1].upper()}{why[1:]}." if why else ""
+
+
+def _told_in_tens(record: RunRecord) -> str:
+    names = sites_in_tens(record)
+    if not names:
+        return ""
+    whose = "all hospitals" if len(names) == len(record.sites) else join_words(names)
+    return (
+        f"Numbers of cases and series of {whose} are ranges: they are told to the "
+        "nearest ten and never as fewer than ten, unless a hospital's policy says "
+        "otherwise."
+    )
+
+
 def _about_rounds(federated: ArmRecord) -> list[str]:
-    void = [r.number for r in federated.rounds if r.outcome == "void"]
+    void: dict[str, list[int]] = {}
+    for round_ in federated.rounds:
+        if round_.outcome == "void":
+            void.setdefault(round_.reason, []).append(round_.number)
     found = []
-    if void:
-        words, verb = _numbered(void), "was" if len(void) == 1 else "were"
+    for reason, numbers in list(void.items())[:MOST_REASONS]:
+        words, verb = _numbered(numbers), "was" if len(numbers) == 1 else "were"
+        why = f" ({reason})" if reason else ""
         found.append(
-            f"{words[:1].upper()}{words[1:]} {verb} void (fewer accepted replies than "
-            "the quorum): the model did not change there."
+            f"{words[:1].upper()}{words[1:]} {verb} void{why}: the model did not "
+            "change there."
         )
+    if len(void) > MOST_REASONS:
+        found.append("More rounds were void; the table of rounds says why.")
     if federated.stopped == "void rounds":
         found.append("The run was stopped after too many void rounds in a row.")
     return found
@@ -73,9 +104,12 @@ def _not_judged(record: RunRecord, federated: ArmRecord) -> str:
             missing.append(f"{site.name}, {_numbered(rounds)}")
     if not missing:
         return ""
+    text = f"Not judged: {'; '.join(missing)}."
+    if takes_last(record):
+        return text
     return (
-        f"Not judged: {'; '.join(missing)}. The best round was picked by comparing "
-        "rounds over the hospitals that judged both."
+        f"{text} The best round was picked by comparing rounds over the hospitals that "
+        "judged both."
     )
 
 

@@ -45,17 +45,17 @@ def line_chart(
     words: Words,
     lines: Sequence[Line],
     void: Sequence[int],
-    best: int | None,
+    final: int | None,
     last: int,
     width: int,
 ) -> Markup:
-    """Curves over rounds; void rounds are hatched, the best one is marked.
+    """Curves over rounds; void rounds are shaded, the final one is marked.
 
     Args:
         words: Names of the chart.
         lines: The mean (drawn on top) and one per site.
         void: Rounds in which the model did not change.
-        best: Round of the model that is handed out.
+        final: Round of the final model.
         last: Last round on the axis.
         width: In pixels.
     """
@@ -81,7 +81,7 @@ def line_chart(
         x=(left + x.last_px) / 2,
         y=bottom + 36,
     )
-    _rounds_marked(root, void, best, x, (top, bottom))
+    _rounds_marked(root, void, final, x, (top, bottom))
     for line in sorted(lines, key=lambda line: line.style == "mean"):
         _curve(root, line, x, y)
     _end_labels(root, lines, x, y)
@@ -93,17 +93,17 @@ def line_chart(
 def _rounds_marked(
     root: ET.Element,
     void: Sequence[int],
-    best: int | None,
+    final: int | None,
     x: Scale,
     span: tuple[float, float],
 ) -> None:
     top, bottom = span
     wide = min(x(2) - x(1), 26.0)
-    written = [] if best is None else [x(best)]
-    if best is not None:
-        middle = x(best)
-        draw(root, "line", class_="best", x1=middle, x2=middle, y1=top, y2=bottom)
-        draw(root, "text", "best", class_="note mid", x=middle, y=top - 6)
+    written = [] if final is None else [x(final)]
+    if final is not None:
+        middle = x(final)
+        draw(root, "line", class_="final", x1=middle, x2=middle, y1=top, y2=bottom)
+        draw(root, "text", "final", class_="note mid", x=middle, y=top - 6)
     for number in void:
         middle = x(number)
         box = {"x": middle - wide / 2, "y": top, "width": wide}

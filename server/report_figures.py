@@ -158,14 +158,14 @@ def _curves(name: str, title: str, lines: list[Line], arm: ArmRecord) -> Figure:
         [round_.number for round_ in arm.rounds]
         + [number for line in lines for number, _ in line.points]
     )
-    best = arm.final_round if 1 <= arm.final_round <= last else None
+    final = arm.final_round if 1 <= arm.final_round <= last else None
     means = [line for line in lines if line.style == "mean"]
     said = f"{title} over {plural(last, 'round')}."
     if means:
-        first, final = means[0].points[0], means[0].points[-1]
+        first, end = means[0].points[0], means[0].points[-1]
         said += (
             f" The mean goes from {show(first[1])} in round {first[0]} to "
-            f"{show(final[1])} in round {final[0]}."
+            f"{show(end[1])} in round {end[0]}."
         )
     said += (
         f" {plural(len(void), 'void round')}. The values are in the table of rounds."
@@ -175,7 +175,7 @@ def _curves(name: str, title: str, lines: list[Line], arm: ArmRecord) -> Figure:
         title,
         said,
         490,
-        lambda words, width: line_chart(words, lines, void, best, last, width),
+        lambda words, width: line_chart(words, lines, void, final, last, width),
     )
 
 

@@ -11,6 +11,7 @@ UNDEFINED = "–"
 """Stands where a number is not defined."""
 
 _WORDS = {
+    "assd": "ASSD",
     "auc": "AUC",
     "f1": "F1",
     "hd95": "HD95",

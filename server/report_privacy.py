@@ -4,11 +4,10 @@ Read off the rounds and the plan, not off intentions: a round says itself whethe
 updates came under masks.
 """
 
-from common.errors import PlanError
 from common.plan import Plan
-from common.plan_file import parse_plan
 from server.record import ArmRecord, RunRecord
 from server.report_arms import arm_of
+from server.report_plan import plan_of
 
 _CLEAR = (
     "Each hospital's weight update travelled in the clear to the server. An update "
@@ -53,10 +52,7 @@ _DP_UNTOLD = (
 def privacy_of(record: RunRecord) -> str:
     """A paragraph on what protected the hospitals and their patients."""
     federated = arm_of(record, "federated")
-    try:
-        plan = parse_plan(record.plan_toml)
-    except PlanError:  # of another version: the rounds speak for themselves
-        plan = None
+    plan = plan_of(record)
     if federated is None:
         return f"{_CLEAR} {_NO_DP}"
     return f"{_who_sees(federated, plan)} {_dp(federated, plan)}"

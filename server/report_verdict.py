@@ -49,7 +49,7 @@ def verdict_of(record: RunRecord) -> Verdict:
     if not any(round_.outcome == "closed" for round_ in federated.rounds):
         return Verdict(
             "failed",
-            "Federated training failed: no round had enough accepted replies.",
+            "Federated training failed: no round counted.",
             "The model was never updated and is no better than its start.",
             caveats,
         )
@@ -116,7 +116,7 @@ def _answer(
     alone = mean_of(record, arm)
     pooled = mean_of(record, arm_of(record, "pooled"))
     if arm is None or alone is None:
-        return "open", _without_local(value, pooled)
+        return "open", _without_local(record, value, pooled)
     name = arm.name.removeprefix("local-")
     tail = _against_pooled(value, pooled) + _who_gains(record)
     if value > alone + SAME:
@@ -135,7 +135,14 @@ def _answer(
     )
 
 
-def _without_local(value: float, pooled: float | None) -> str:
+def _without_local(record: RunRecord, value: float, pooled: float | None) -> str:
+    if record.engine == "deployment":
+        return (
+            "No hospital trained alone in this run, so it can't say whether federating "
+            "helped. A real federation has no baselines. A hospital can find out for "
+            "itself: train on its own images with `fedct simulate`, and measure both "
+            "models with `fedct evaluate` on cases that neither was trained on."
+        )
     if pooled is None:
         return (
             "No baseline was trained, so this run can't say whether federating helped; "

@@ -7,8 +7,10 @@ lacks comes through as None and is drawn as a dash.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from common.metrics.names import told_once
 from server.record import ArmRecord, Metrics, RoundRecord, RunRecord
 from server.report_arms import arm_of, best_local, local_arms, mean_of, value_at
+from server.report_counts import training_cases
 from server.report_format import (
     metric_label,
     plural,
@@ -17,6 +19,7 @@ from server.report_format import (
     show_count,
     show_difference,
 )
+from server.report_plan import takes_last
 
 MEAN = "Mean over hospitals"
 """Label of the row where each hospital counts the same."""
@@ -113,13 +116,12 @@ def tiles_of(record: RunRecord) -> list[Tile]:
                 f"federated {gap}",
             )
         )
-    train = sum(site.train for site in record.sites)
-    note = f"{show_count(train)} training cases"
+    note = f"{training_cases(record)} training cases"
     tiles.append(Tile("Hospitals", show_count(len(record.sites)), note))
-    return tiles + _federation_tiles(federated)
+    return tiles + _federation_tiles(record, federated)
 
 
-def _federation_tiles(federated: ArmRecord | None) -> list[Tile]:
+def _federation_tiles(record: RunRecord, federated: ArmRecord | None) -> list[Tile]:
     if federated is None:
         return []
     closed = sum(round_.outcome == "closed" for round_ in federated.rounds)
@@ -130,15 +132,17 @@ def _federation_tiles(federated: ArmRecord | None) -> list[Tile]:
         Tile(
             "Rounds completed",
             f"{show_count(closed)} of {show_count(total)}",
-            _round_note(federated),
+            _round_note(record, federated),
         ),
         Tile("Sent by hospitals", show_bytes(sent), f"in {plural(total, 'round')}"),
     ]
 
 
-def _round_note(federated: ArmRecord) -> str:
-    best = federated.final_round
-    note = f"model of round {best}" if best else "no trained model"
+def _round_note(record: RunRecord, federated: ArmRecord) -> str:
+    final = federated.final_round
+    note = f"model of round {final}" if final else "no trained model"
+    if final and record.no_model:
+        note += ", not handed out"
     early = federated.stopped != "all rounds"
     return f"{note}; stopped by {federated.stopped}" if early else note
 
@@ -163,11 +167,41 @@ def gain_rows(record: RunRecord) -> list[GainRow]:
     return [mean, *rows]
 
 
-def metric_names(groups: Sequence[Metrics], monitor: str) -> list[str]:
-    """All metrics that occur, the monitored one first, then in order of appearance."""
+def metric_names(groups: Sequence[Metrics], record: RunRecord) -> list[str]:
+    """Metrics that occur, the monitored one first, then in order of appearance."""
     names = [name for metrics in groups for name in metrics]
-    first = [monitor] if monitor in names else []
-    return list(dict.fromkeys([*first, *names]))
+    first = [record.monitor] if record.monitor in names else []
+    every = list(dict.fromkeys([*first, *names]))
+    return told_once(every, record.monitor, len(record.class_names))
+
+
+def pick_of(record: RunRecord, arm: ArmRecord) -> str:
+    """How the final model came to be the final one, in a sentence."""
+    if takes_last(record):
+        return "It is the last round that counted, as the plan asks."
+    if not any(round_.validation_mean for round_ in arm.rounds):
+        return "It is the last round that counted: no round was judged."
+    return "It was picked on validation patients, never on test patients."
+
+
+def picks(record: RunRecord) -> bool:
+    """Whether the monitored metric picked the model."""
+    return not takes_last(record)
+
+
+def fate_of(record: RunRecord, arm: ArmRecord) -> str:
+    """What became of the model of an arm's final round."""
+    if arm.name != "federated":
+        return "tested"
+    return "not handed out" if record.no_model else "handed out"
+
+
+MEMORY = {
+    "in-process": "Peak memory, all hospitals in one process",
+    "ray": "Peak memory of the hub's process, hospitals apart",
+    "deployment": "Peak memory of the hub's process",
+}
+"""Whose memory it is, by engine."""
 
 
 def metric_rows(arm: ArmRecord) -> list[MetricRow]:
@@ -188,7 +222,7 @@ def site_metrics(record: RunRecord, most: int = 3) -> list[str]:
     groups = (
         [] if federated is None else [federated.test_mean, *federated.test.values()]
     )
-    return metric_names(groups, record.monitor)[:most]
+    return metric_names(groups, record)[:most]
 
 
 def heat(record: RunRecord, value: float | None) -> float:

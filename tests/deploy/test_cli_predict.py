@@ -70,8 +70,12 @@ def test_evaluate_prints_a_table_and_writes_the_same_as_json(folder, tmp_path):
     assert done.exit_code == 0, done.output
     assert "2 of 2 series judged, 2 patients" in done.output
     assert "1.0000 to 1.0000" in done.output
+    # One class: "dice/..." would say the same again. The file has both.
+    assert "dice" in done.output
+    assert "dice/" not in done.output
     said = json.loads((tmp_path / "said.json").read_text())
     assert said["metrics"]["dice"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert any(name.startswith("dice/") for name in said["metrics"])
 
 
 @pytest.mark.parametrize("verb", ["predict", "evaluate"])

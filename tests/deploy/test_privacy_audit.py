@@ -13,6 +13,7 @@ from deploy.privacy_audit import PRIVACY_FILE, audit_run, refusals
 from deploy.run_state import WITHHELD_FILE
 from deploy.simulate import simulate
 from server.privacy_record import DpRecord, MembershipRecord, PrivacyRecord
+from server.report import read_record
 from tests.deploy.conftest import SEGMENTATION
 
 ONE_ROUND = ("rounds = 3", "rounds = 1")
@@ -136,7 +137,12 @@ def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
     assert not (folder / "model").exists()
     assert "hands out no model" in (folder / WITHHELD_FILE).read_text()
     assert len(json.loads((folder / PRIVACY_FILE).read_text())["refused"]) == 2
-    assert (folder / "report.json").exists()
+    kept_back = read_record(folder)
+    assert "hands out no model: 1 of 1 rounds were" in kept_back.no_model
+    page = (folder / "report.html").read_text("utf-8")
+    assert "hands out no model: 1 of 1 rounds were in the clear" in page
+    assert "closed, handed out" not in page
+    assert kept_back.no_model in " ".join(fedct("report", folder).out.split())
 
 
 def test_a_model_that_passes_takes_its_record_along(plan_file, tmp_path):

@@ -180,7 +180,7 @@ def test_every_algorithm_runs_and_moves_the_model(plan_file, tmp_path, change):
     assert len(set(digests)) == 3
     assert all(r.outcome == "closed" for r in record.arms[0].rounds)
     has_model = (tmp_path / "run" / "model" / "model.safetensors").exists()
-    assert has_model == ("fedbn" not in change[0])
+    assert has_model == ("fedbn" not in change[0]) == (not record.no_model)
 
 
 def test_ray_runs_the_same_apps_to_the_same_model(plan_file, tmp_path):

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
 
+from client.egress import nearest_ten
 from common.errors import RunError
+from common.metrics.names import told_once
+from common.plan_file import parse_plan, plan_toml
 from server import record as schema
 from server import report_format as write
 from server.record import (
@@ -24,8 +29,10 @@ from server.record import (
     SiteRound,
 )
 from server.report import read_record, render_html, write_report
+from server.report_counts import show_told, sites_in_tens, span, steps_of
 from server.report_privacy import privacy_of
 from server.report_verdict import verdict_of
+from tests.plans import plan
 
 SITES = ("north", "east", "south", "west-children")
 LEVEL = {
@@ -535,7 +542,7 @@ def test_only_void_rounds_are_a_failure_whatever_the_metrics_say():
     record = changed(base, arms=[base.arms[0].model_copy(update=stopped)])
     verdict = verdict_of(record)
     assert verdict.tone == "failed"
-    assert "no round had enough accepted replies" in verdict.headline
+    assert "no round counted" in verdict.headline
     assert any("too many void rounds" in caveat for caveat in verdict.caveats)
     assert "no trained model" in _Page(render_html(record)).text
 
@@ -610,9 +617,6 @@ def test_arms_of_different_length_are_not_compared_silently(record):
 def test_the_page_says_who_saw_the_updates_and_what_became_of_them(
     record, aggregation, updates, said, unsaid
 ):
-    from common.plan_file import plan_toml
-    from tests.plans import plan
-
     text = plan_toml(plan(federation__aggregation=aggregation, federation__min_sites=3))
     federated = record.arms[0]
     closed = [r for r in federated.rounds if r.outcome == "closed"][:2]
@@ -628,9 +632,6 @@ def test_the_page_says_who_saw_the_updates_and_what_became_of_them(
 
 
 def test_the_page_says_what_dp_cost_only_if_every_hospital_told(record):
-    from common.plan_file import plan_toml
-    from tests.plans import plan
-
     text = plan_toml(plan(privacy__dp={"noise_multiplier": 1.0}))
     federated = record.arms[0]
     first = federated.rounds[0]
@@ -646,6 +647,213 @@ def test_the_page_says_what_dp_cost_only_if_every_hospital_told(record):
 
     assert f"epsilon {0.1 + len(rows):.1f} at delta 1e-05" in told(rows)
     assert "not every hospital told" in told([*rows[:-1], first.sites[-1]])
+
+
+TOLD_IN_TENS = {"north": 4, "east": 2, "south": 1, "west-children": 17}
+"""Cases of hospitals whose policy rounds; each is told as 10, or 20."""
+
+
+def deployed(cases: dict[str, int] = TOLD_IN_TENS, **changes: int) -> RunRecord:
+    """A real federation's record, with counts as `client.egress` lets them out."""
+    base = run_record(("federated",))
+    told = {name: nearest_ten(n) for name, n in cases.items()}
+    sites = [
+        SiteRecord(
+            name=name,
+            accepted=n,
+            found=n,
+            codes={},
+            train=n,
+            validation=n,
+            test=n,
+        ).model_copy(update=changes if name == "north" else {})
+        for name, n in told.items()
+    ]
+    arm = base.arms[0]
+    rounds = [
+        r.model_copy(
+            update={
+                "sites": [
+                    row.model_copy(
+                        update={
+                            "cases": told[row.site],
+                            "accepted": told[row.site],
+                            "found": told[row.site],
+                            "steps": told[row.site],
+                        }
+                    )
+                    for row in r.sites
+                ]
+            }
+        )
+        for r in arm.rounds
+    ]
+    steps = sum(row.steps for r in rounds for row in r.sites)
+    arm = arm.model_copy(update={"rounds": rounds, "steps": steps})
+    return changed(
+        base,
+        engine="deployment",
+        sites=sites,
+        arms=[arm],
+        pictures=[],
+        intake_s=None,
+        device="each hospital's own",
+    )
+
+
+@given(st.integers(0, 100_000))
+def test_a_number_told_in_tens_is_shown_as_a_range_that_holds_the_true_one(count):
+    low, high = span([(nearest_ten(count), True)])
+    assert low <= count <= high
+    # And no wider: its ends are told alike.
+    assert nearest_ten(low) == nearest_ten(high) == nearest_ten(count)
+    assert show_told(count, False) == write.show_count(count)
+
+
+def test_numbers_that_came_in_tens_are_nowhere_shown_as_exact():
+    record = deployed()
+    page = _Page(render_html(record))
+    text = page.text
+    assert text.count("1–14 of 1–14") == 3 * (1 + 12)  # table, and every reply
+    assert text.count("15–24 of 15–24") == 1 + 12
+    assert not re.search(r"\b[12]0 of [12]0\b", text)
+    assert "18–66 training cases" in text  # 3 x 1–14, and 15–24; truth is 24
+    assert "One run with one seed, 18–66 test cases (fewest at north: 1–14)" in text
+    assert "Numbers of cases and series of all hospitals are ranges" in text
+    assert "does not show whether a few series were refused" in text
+    assert "bar" not in [a.get("class") for _, a in page.tags]
+
+
+def test_one_number_that_is_no_multiple_of_ten_shows_that_a_hospital_rounds_nothing():
+    record = deployed(accepted=9, found=13)
+    page = _Page(render_html(record))
+    assert sites_in_tens(record) == ["east", "south", "west-children"]
+    assert "Numbers of cases and series of east, south and west-children are" in (
+        page.text
+    )
+    assert "9 of 13" in page.text
+    assert [a.get("class") for _, a in page.tags].count("bar") == 1
+
+
+def test_a_rehearsal_rounds_nothing_whatever_its_numbers_are(record):
+    same = changed(deployed(), engine="in-process", intake_s=1.0)
+    assert sites_in_tens(same) == []
+    assert "10 of 10" in _Page(render_html(same)).text
+    assert "ranges" not in " ".join(verdict_of(same).caveats)
+
+
+def test_steps_are_a_range_only_where_they_would_tell_the_cases():
+    by_steps = plan_toml(plan())
+    by_epochs = by_steps.replace("steps = 2", "epochs = 1")
+    assert parse_plan(by_epochs).training.epochs == 1
+    for text, shown in ((by_steps, "600"), (by_epochs, "216–792")):
+        record = changed(deployed(), plan_toml=text)
+        assert steps_of(record, record.arms[0]) == shown
+        assert f" {shown} " in _Page(render_html(record)).text
+
+
+def test_a_real_federation_is_not_told_to_run_again_with_baselines():
+    verdict = verdict_of(deployed())
+    assert verdict.tone == "open"
+    assert "A real federation has no baselines" in verdict.answer
+    assert "`fedct evaluate`" in verdict.answer
+    assert "run it again" not in verdict.answer
+    assert "run it again" in verdict_of(with_level({"federated": 0.8})).answer
+
+
+def test_a_real_federation_shows_no_intake_time_and_says_whose_memory_it_was(page):
+    text = _Page(render_html(deployed())).text
+    assert "Intake 0" not in text
+    assert "Intake –" not in text
+    assert "All rounds, without intake 49 min 26 s" in text
+    assert "Peak memory of the hub's process 2.15 GB" in text
+    rehearsed = _Page(page).text
+    assert "Intake and all rounds 49 min 26 s" in rehearsed
+    assert "Peak memory, all hospitals in one process 2.15 GB" in rehearsed
+
+
+def test_only_the_federated_model_is_called_handed_out(record, page):
+    text = _Page(page).text
+    assert text.count(", handed out") == 1
+    assert text.count("closed, tested") == len(record.arms) - 1
+    assert "whose model is handed out" in text
+
+
+def test_a_model_that_is_kept_back_is_nowhere_called_handed_out(record):
+    why = "run 'lung-1' hands out no model: epsilon is 9.0, expected at most 8"
+    kept = changed(record, no_model=why)
+    text = _Page(render_html(kept)).text
+    assert verdict_of(kept).caveats[0] == f"R{why[1:]}."
+    assert f"R{why[1:]}." in text
+    assert "closed, not handed out" in text
+    assert "model of round 11, not handed out" in text
+    assert not re.search(r"(?<!not) handed out", text)
+
+
+def test_a_model_of_the_last_round_is_not_called_picked(record):
+    last = changed(record, plan_toml=plan_toml(plan(evaluation__final="last")))
+    text = _Page(render_html(last)).text
+    assert "It is the last round that counted, as the plan asks." in text
+    assert "Monitored metric dice" in text
+    assert not re.search(r"picked on|picked the model|[Bb]est round", text)
+    best = changed(record, plan_toml=plan_toml(plan()))
+    assert "It was picked on validation patients" in _Page(render_html(best)).text
+
+
+def test_each_void_round_says_its_own_reason(record):
+    whys = {4: "3 of 3 shares did not open", 5: "1 of 2 replies", 8: "1 of 2 replies"}
+    arm = record.arms[0]
+    rounds = [
+        r.model_copy(update={"outcome": "void", "reason": whys[r.number]})
+        if r.number in whys
+        else r
+        for r in arm.rounds
+    ]
+    void = changed(record, arms=[arm.model_copy(update={"rounds": rounds})])
+    caveats = verdict_of(void).caveats
+    assert (
+        "Round 4 was void (3 of 3 shares did not open): the model did not change there."
+        in caveats
+    )
+    assert (
+        "Rounds 5 and 8 were void (1 of 2 replies): the model did not change there."
+        in caveats
+    )
+    text = _Page(render_html(void)).text
+    assert text.count("void: 1 of 2 replies") == 2
+    assert "quorum" not in text
+
+
+def test_with_one_class_a_metric_stands_once_and_with_two_in_full(record):
+    twins = {"dice": 0.8, "dice/nodule": 0.8, "assd_mm": 1.5, "assd_mm/nodule": 1.5}
+    arm = record.arms[0].model_copy(
+        update={"test": dict.fromkeys(SITES, twins), "test_mean": twins}
+    )
+    one = _Page(render_html(changed(record, arms=[arm]))).text
+    assert "ASSD (mm)" in one
+    assert "· nodule" not in one
+    two = changed(record, arms=[arm], class_names=["nodule", "lung"])
+    assert "Dice · nodule" in _Page(render_html(two)).text
+
+
+@pytest.mark.parametrize(
+    ("monitor", "classes", "kept"),
+    [
+        ("dice", 1, ["dice", "iou", "loss"]),
+        ("dice/a", 1, ["dice/a", "iou", "loss"]),
+        ("dice", 2, ["dice", "dice/a", "iou", "iou/a", "loss"]),
+    ],
+)
+def test_a_metric_that_repeats_another_is_left_out(monitor, classes, kept):
+    names = ["dice", "dice/a", "iou", "iou/a", "loss"]
+    assert told_once(names, monitor, classes) == kept
+    assert told_once(["dice/a"], "dice", 1) == ["dice/a"]
+
+
+def test_codes_of_intake_are_a_list(record, page):
+    for site in record.sites:
+        for code, number in site.codes.items():
+            assert f"<li>{code} × {number}</li>" in page
 
 
 def test_differences_add_up_as_written():
