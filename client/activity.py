@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from client.desk import check_open
 from client.desk_file import DESK
 from client.private_files import FOLDER_MODE, TEMPORARY, create_private
+from common.error_numbers import UNFORESEEN, number_of, parts_of
 from common.errors import FedctError, StoppedError
 
 EVERY_S = 0.5
@@ -60,6 +61,8 @@ class Activity(BaseModel):
     """Steps of the round."""
     last_error: int | None = None
     """Exit code that the last failed order would have as a command."""
+    last_check: int | None = None
+    """Number of the check behind that, as the 1 of 53.1; unset where it has none."""
     last_error_at: datetime | None = None
     """When that was, UTC."""
 
@@ -118,8 +121,10 @@ class Work:
             check_open(self._folder)
             yield self._tell
         except Exception as error:
-            code = error.exit_code if isinstance(error, FedctError) else 1
-            self._become("idle", last_error=code, last_error_at=datetime.now(UTC))
+            number = number_of(error) if isinstance(error, FedctError) else UNFORESEEN
+            code, check = parts_of(number)
+            failed = {"last_error": code, "last_check": check}
+            self._become("idle", **failed, last_error_at=datetime.now(UTC))
             raise
         self._become("idle")
 
@@ -149,6 +154,7 @@ class Work:
                     "doing": doing,
                     "since": datetime.now(UTC),
                     "last_error": last.last_error,
+                    "last_check": last.last_check,
                     "last_error_at": last.last_error_at,
                     **changes,
                 }

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63ommon/control.proto\x12\x10\x66\x65\x64\x63t.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x06\x43\x61ller\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\"9\n\rStatusRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\"8\n\x0cPlansRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\"Z\n\rDecideRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x61pprove\x18\x03 \x01(\x08\"U\n\x0cPauseRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0b\n\x03now\x18\x03 \x01(\x08\"9\n\rResumeRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\"\xe1\x01\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12+\n\x07started\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x63tivity\x18\x04 \x01(\x0b\x32\x1a.fedct.control.v1.Activity\x12&\n\x05pause\x18\x05 \x01(\x0b\x32\x17.fedct.control.v1.Pause\x12\x10\n\x08\x61pproved\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x0e\n\x06\x64\x65nied\x18\x08 \x01(\r\"\xad\x02\n\x08\x41\x63tivity\x12\r\n\x05\x64oing\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x03run\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05round\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04plan\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05steps\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x17\n\nlast_error\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x31\n\rlast_error_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04_runB\x08\n\x06_roundB\x07\n\x05_planB\x07\n\x05_stepB\x08\n\x06_stepsB\r\n\x0b_last_error\"B\n\x05Pause\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x02 \x01(\t\"3\n\nPlansReply\x12%\n\x05plans\x18\x01 \x03(\x0b\x32\x16.fedct.control.v1.Plan\"\xfa\x02\n\x04Plan\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12.\n\nfirst_seen\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03run\x18\x04 \x01(\t\x12+\n\x07\x64\x65\x63ided\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04toml\x18\x06 \x01(\t\x12\x30\n\x05sites\x18\x07 \x03(\x0b\x32!.fedct.control.v1.Plan.SitesEntry\x12\x15\n\rare_confirmed\x18\x08 \x01(\x08\x12\x34\n\x07\x63hanged\x18\t \x03(\x0b\x32#.fedct.control.v1.Plan.ChangedEntry\x1a,\n\nSitesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0c\x43hangedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\x0b\x44\x65\x63ideReply\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.fedct.control.v1.Plan\"G\n\nPauseReply\x12&\n\x05pause\x18\x01 \x01(\x0b\x32\x17.fedct.control.v1.Pause\x12\x11\n\tcancelled\x18\x02 \x01(\x08\"!\n\x0bResumeReply\x12\x12\n\nwas_paused\x18\x01 \x01(\x08\x32\xf5\x02\n\x07\x43ontrol\x12H\n\x06Status\x12\x1f.fedct.control.v1.StatusRequest\x1a\x1d.fedct.control.v1.StatusReply\x12\x45\n\x05Plans\x12\x1e.fedct.control.v1.PlansRequest\x1a\x1c.fedct.control.v1.PlansReply\x12H\n\x06\x44\x65\x63ide\x12\x1f.fedct.control.v1.DecideRequest\x1a\x1d.fedct.control.v1.DecideReply\x12\x45\n\x05Pause\x12\x1e.fedct.control.v1.PauseRequest\x1a\x1c.fedct.control.v1.PauseReply\x12H\n\x06Resume\x12\x1f.fedct.control.v1.ResumeRequest\x1a\x1d.fedct.control.v1.ResumeReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x63ommon/control.proto\x12\x10\x66\x65\x64\x63t.control.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"+\n\x06\x43\x61ller\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\"9\n\rStatusRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\"8\n\x0cPlansRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\"Z\n\rDecideRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07\x61pprove\x18\x03 \x01(\x08\"U\n\x0cPauseRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0b\n\x03now\x18\x03 \x01(\x08\"9\n\rResumeRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.fedct.control.v1.Caller\"\xe1\x01\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12+\n\x07started\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x63tivity\x18\x04 \x01(\x0b\x32\x1a.fedct.control.v1.Activity\x12&\n\x05pause\x18\x05 \x01(\x0b\x32\x17.fedct.control.v1.Pause\x12\x10\n\x08\x61pproved\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x0e\n\x06\x64\x65nied\x18\x08 \x01(\r\"\xd5\x02\n\x08\x41\x63tivity\x12\r\n\x05\x64oing\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x03run\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05round\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04plan\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x11\n\x04step\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x12\n\x05steps\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x17\n\nlast_error\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x31\n\rlast_error_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\nlast_check\x18\n \x01(\rH\x06\x88\x01\x01\x42\x06\n\x04_runB\x08\n\x06_roundB\x07\n\x05_planB\x07\n\x05_stepB\x08\n\x06_stepsB\r\n\x0b_last_errorB\r\n\x0b_last_check\"B\n\x05Pause\x12)\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x02 \x01(\t\"3\n\nPlansReply\x12%\n\x05plans\x18\x01 \x03(\x0b\x32\x16.fedct.control.v1.Plan\"\xfa\x02\n\x04Plan\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12.\n\nfirst_seen\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03run\x18\x04 \x01(\t\x12+\n\x07\x64\x65\x63ided\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04toml\x18\x06 \x01(\t\x12\x30\n\x05sites\x18\x07 \x03(\x0b\x32!.fedct.control.v1.Plan.SitesEntry\x12\x15\n\rare_confirmed\x18\x08 \x01(\x08\x12\x34\n\x07\x63hanged\x18\t \x03(\x0b\x32#.fedct.control.v1.Plan.ChangedEntry\x1a,\n\nSitesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0c\x43hangedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"3\n\x0b\x44\x65\x63ideReply\x12$\n\x04plan\x18\x01 \x01(\x0b\x32\x16.fedct.control.v1.Plan\"G\n\nPauseReply\x12&\n\x05pause\x18\x01 \x01(\x0b\x32\x17.fedct.control.v1.Pause\x12\x11\n\tcancelled\x18\x02 \x01(\x08\"!\n\x0bResumeReply\x12\x12\n\nwas_paused\x18\x01 \x01(\x08\x32\xf5\x02\n\x07\x43ontrol\x12H\n\x06Status\x12\x1f.fedct.control.v1.StatusRequest\x1a\x1d.fedct.control.v1.StatusReply\x12\x45\n\x05Plans\x12\x1e.fedct.control.v1.PlansRequest\x1a\x1c.fedct.control.v1.PlansReply\x12H\n\x06\x44\x65\x63ide\x12\x1f.fedct.control.v1.DecideRequest\x1a\x1d.fedct.control.v1.DecideReply\x12\x45\n\x05Pause\x12\x1e.fedct.control.v1.PauseRequest\x1a\x1c.fedct.control.v1.PauseReply\x12H\n\x06Resume\x12\x1f.fedct.control.v1.ResumeRequest\x1a\x1d.fedct.control.v1.ResumeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,23 +51,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREPLY']._serialized_start=476
   _globals['_STATUSREPLY']._serialized_end=701
   _globals['_ACTIVITY']._serialized_start=704
-  _globals['_ACTIVITY']._serialized_end=1005
-  _globals['_PAUSE']._serialized_start=1007
-  _globals['_PAUSE']._serialized_end=1073
-  _globals['_PLANSREPLY']._serialized_start=1075
-  _globals['_PLANSREPLY']._serialized_end=1126
-  _globals['_PLAN']._serialized_start=1129
-  _globals['_PLAN']._serialized_end=1507
-  _globals['_PLAN_SITESENTRY']._serialized_start=1415
-  _globals['_PLAN_SITESENTRY']._serialized_end=1459
-  _globals['_PLAN_CHANGEDENTRY']._serialized_start=1461
-  _globals['_PLAN_CHANGEDENTRY']._serialized_end=1507
-  _globals['_DECIDEREPLY']._serialized_start=1509
-  _globals['_DECIDEREPLY']._serialized_end=1560
-  _globals['_PAUSEREPLY']._serialized_start=1562
-  _globals['_PAUSEREPLY']._serialized_end=1633
-  _globals['_RESUMEREPLY']._serialized_start=1635
-  _globals['_RESUMEREPLY']._serialized_end=1668
-  _globals['_CONTROL']._serialized_start=1671
-  _globals['_CONTROL']._serialized_end=2044
+  _globals['_ACTIVITY']._serialized_end=1045
+  _globals['_PAUSE']._serialized_start=1047
+  _globals['_PAUSE']._serialized_end=1113
+  _globals['_PLANSREPLY']._serialized_start=1115
+  _globals['_PLANSREPLY']._serialized_end=1166
+  _globals['_PLAN']._serialized_start=1169
+  _globals['_PLAN']._serialized_end=1547
+  _globals['_PLAN_SITESENTRY']._serialized_start=1455
+  _globals['_PLAN_SITESENTRY']._serialized_end=1499
+  _globals['_PLAN_CHANGEDENTRY']._serialized_start=1501
+  _globals['_PLAN_CHANGEDENTRY']._serialized_end=1547
+  _globals['_DECIDEREPLY']._serialized_start=1549
+  _globals['_DECIDEREPLY']._serialized_end=1600
+  _globals['_PAUSEREPLY']._serialized_start=1602
+  _globals['_PAUSEREPLY']._serialized_end=1673
+  _globals['_RESUMEREPLY']._serialized_start=1675
+  _globals['_RESUMEREPLY']._serialized_end=1708
+  _globals['_CONTROL']._serialized_start=1711
+  _globals['_CONTROL']._serialized_end=2084
 # @@protoc_insertion_point(module_scope)

@@ -40,7 +40,10 @@ def print_status(status: Status, site: str) -> None:
         print(f"  {'now' if running else 'at last'}: {said}")
         if activity.last_error is not None and activity.last_error_at is not None:
             at = time_text(activity.last_error_at)
-            print(f"  last failed order: error {activity.last_error}, {at}")
+            number = str(activity.last_error)
+            if activity.last_check is not None:
+                number += f".{activity.last_check}"
+            print(f"  last failed order: error {number}, {at}; site.log says why")
     counts = f"{status.approved} approved, {status.waiting} waiting"
     print(f"  plans: {counts}, {status.denied} denied")
     if status.pause is not None:

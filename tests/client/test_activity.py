@@ -39,10 +39,14 @@ def test_an_order_is_seen_from_its_beginning_to_its_end(tmp_path):
 
 def test_the_last_failure_is_remembered_by_its_number(tmp_path):
     work = Work(tmp_path)
-    for error, code in ((TrainingError("x"), 31), (ValueError("patient"), 1)):
+    for error, code, check in (
+        (TrainingError("x"), 31, None),
+        (PolicyError("x", code="hours"), 53, 4),
+        (ValueError("patient"), 1, None),
+    ):
         with pytest.raises(type(error)), work.order("training", "r", "p", 1):
             raise error
-        assert work.now.last_error == code
+        assert (work.now.last_error, work.now.last_check) == (code, check)
         assert work.now.doing == "idle"
     with work.order("judging", "r", "p", 1):
         assert work.now.last_error == 1
@@ -82,7 +86,7 @@ def test_a_paused_site_does_not_enter_an_order(tmp_path):
     pause(tmp_path, "")
     with pytest.raises(PolicyError), work.order("training", "r", "p", 1):
         entered.append(1)
-    assert (entered, work.now.last_error) == ([], 53)
+    assert (entered, work.now.last_error, work.now.last_check) == ([], 53, 2)
     resume(tmp_path)
     with work.order("training", "r", "p", 1):
         entered.append(1)

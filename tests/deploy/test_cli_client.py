@@ -99,6 +99,10 @@ def test_status_of_a_running_service(fedct, served):
     assert "now: training since" in text.out
     assert "run run-1, round 2, step 3 of 7" in text.out
     assert "0 approved, 1 waiting" in text.out
+    refusing = pytest.raises(PolicyError)
+    with refusing, work_of(served).order("training", "run-1", "ab" * 32, 3):
+        raise PolicyError("not yet", code="approval")
+    assert "last failed order: error 53.1, " in fedct("client", "status", served).out
     found = json.loads(machine.out)
     assert (found["running"], found["activity"]["step"], found["waiting"]) == (
         True,
