@@ -78,14 +78,15 @@ def rehearse(out: Path, say: Say, *, size: str = "small", port: int = 0) -> Rehe
     hub = out / "hub"
     _join(out, hub, port, say)
     with ExitStack() as stack:
-        stack.enter_context(_started(hub, "server", say))
+        supervisor = stack.enter_context(_started(hub, "server", say))
         for site in SITES:
             stack.enter_context(_started(out / site, "client", say))
         seconds = {UNDISTURBED: _peaceful(hub, plan, say)}
-    with ExitStack() as stack:
-        for site in SITES:
-            stack.enter_context(_started(out / site, "client", say))
-        seconds[DISTURBED] = _disturbed(stack, out, hub, plan, say)
+        began = time.monotonic()
+        _disturb(out, hub, plan, supervisor, say)
+        stack.enter_context(_started(hub, "server", say))
+        _until(hub, DISTURBED, lambda run: run.state == "finished", say)
+        seconds[DISTURBED] = time.monotonic() - began
         refused_after_s = _revoke(hub, "east", say)
     digests = {name: _digest(hub / RUNS / name) for name in (UNDISTURBED, DISTURBED)}
     if len(set(digests.values())) != 1:
@@ -158,23 +159,19 @@ def _peaceful(hub: Path, plan: Path, say: Say) -> float:
     return time.monotonic() - began
 
 
-def _disturbed(stack: ExitStack, out: Path, hub: Path, plan: Path, say: Say) -> float:
+def _disturb(
+    out: Path, hub: Path, plan: Path, supervisor: subprocess.Popen[bytes], say: Say
+) -> None:
     """The same run, with a hospital killed in it, and then the hub."""
-    began = time.monotonic()
-    with ExitStack() as first:
-        supervisor = first.enter_context(_started(hub, "server", say))
-        _ask(hub, plan, DISTURBED, say)
-        _until(hub, DISTURBED, lambda run: run.rounds_done >= 1, say)
-        (row,) = read_processes(out / "north")
-        say(f"kill -9 of the service of north, process {row['pid']}")
-        os.kill(int(str(row["pid"])), signal.SIGKILL)
-        _until(hub, DISTURBED, lambda run: run.rounds_done >= 3, say)
-        say(f"kill -9 of the whole hub, process {supervisor.pid}")
-        supervisor.kill()
-        supervisor.wait()
-    stack.enter_context(_started(hub, "server", say))
-    _until(hub, DISTURBED, lambda run: run.state == "finished", say)
-    return time.monotonic() - began
+    _ask(hub, plan, DISTURBED, say)
+    _until(hub, DISTURBED, lambda run: run.rounds_done >= 1, say)
+    (row,) = read_processes(out / "north")
+    say(f"kill -9 of the service of north, process {row['pid']}")
+    os.kill(int(str(row["pid"])), signal.SIGKILL)
+    _until(hub, DISTURBED, lambda run: run.rounds_done >= 3, say)
+    say(f"kill -9 of the whole hub, process {supervisor.pid}")
+    supervisor.kill()
+    supervisor.wait()
 
 
 def _revoke(hub: Path, site: str, say: Say) -> float:
