@@ -77,7 +77,8 @@ def read_receipt(content: bytes, site: str, key: Ed25519PublicKey) -> Receipt:
         ) from error
     if receipt.site != site:
         raise StoreError(
-            f"receipt is about the log of {receipt.site!r}, expected {site!r}"
+            f"receipt is about the log of {receipt.site!r}, expected {site!r}; ask the "
+            f"coordinator for one (`fedct server audit HUB {site} --receipt FILE`)"
         )
     return receipt
 

@@ -53,7 +53,7 @@ def client_audit(
         print_audit(log.lines[-last:])
         if broken is None:
             typer.echo(f"OK: {len(log.lines)} lines, last hash {log.head}")
-    _raise(broken)
+    _raise(broken, "find out who changed it, and move it away to go on")
 
 
 @hub_app.command("audit")
@@ -70,21 +70,27 @@ def server_audit(
 ) -> None:
     """Say how much of a site's audit log the hub has seen; check a copy of it.
 
-    Exits with 23 and names the line if the copy is not the log that the hub has seen.
+    Exits with 23 and names the line if the copy is not the log that the hub has seen,
+    and with 2 if there is nothing yet to write a receipt for.
 
     Example: `fedct server audit hub charite --receipt charite.receipt.json`
     """
     from client.audit import missing, read_log
     from common.durable import write_whole
+    from common.errors import UsageError
     from common.signing import public_from_text
+    from server.hub import read_hub_file
     from server.register import verify_key_of
     from server.witness import receipt_for, seen
 
+    read_hub_file(hub)
     key = public_from_text(verify_key_of(hub, site))
     found, signed = seen(hub, site), receipt_for(hub, site)
     broken, count = None, None
     if log is not None:
         copy = read_log(log, key)
+        if copy.broken is not None and not copy.lines:
+            _check_owner(hub, site, log)
         count = len(copy.lines)
         broken = copy.broken or missing(copy, [one.mark for one in found])
     if receipt is not None and signed is not None:
@@ -100,7 +106,27 @@ def server_audit(
             typer.echo(f"; line {signed.number} at {at}, hash {signed.hash}")
         if count is not None and broken is None:
             typer.echo(f"OK: {count} lines, none missing that the hub has seen")
-    _raise(broken)
+    _raise(broken, f"let {site} run `fedct client audit`, and find out who changed it")
+    if receipt is not None and signed is None:
+        raise UsageError(
+            f"hub has seen no answer of {site!r} yet, expected one to write a receipt "
+            "for; ask again when a round has counted"
+        )
+
+
+def _check_owner(hub: Path, site: str, log: Path) -> None:
+    """See that a log is not simply another site's."""
+    from client.audit import read_log
+    from common.errors import UsageError
+    from common.signing import public_from_text
+    from server.register import read_register
+
+    for name, entry in read_register(hub).latest().items():
+        if read_log(log, public_from_text(entry.verify_key)).lines:
+            raise UsageError(
+                f"option --log got the audit log of {name!r}, expected that of "
+                f"{site!r}; give the right copy, or check it as that of {name!r}"
+            )
 
 
 def _cut(site: Path, against: Path, log: "Log") -> str | None:
@@ -127,11 +153,8 @@ def _cut(site: Path, against: Path, log: "Log") -> str | None:
     return missing(log, [receipt.mark])
 
 
-def _raise(broken: str | None) -> None:
+def _raise(broken: str | None, advice: str) -> None:
     from common.errors import StoreError
 
     if broken is not None:
-        raise StoreError(
-            f"audit.jsonl was changed: {broken}; keep the file, find out who changed "
-            "it, and move it away to go on"
-        )
+        raise StoreError(f"audit.jsonl was changed: {broken}; keep the file, {advice}")

@@ -14,7 +14,7 @@ from client.plan_changes import Change, changes
 from client.policy import objections
 from common.plan import Model, Plan
 from common.plan_file import parse_plan
-from common.plan_privacy import AUTO_SITES, is_masked
+from common.plan_privacy import AUTO_SITES, is_masked, quorum
 from deploy.plan_sites_view import Here, describe_sites, print_sites
 from deploy.site_tables import time_text, visible
 from server.federation import plan_layout
@@ -36,6 +36,7 @@ def describe(
     others = [other for other in approved if other.digest != view.digest]
     last = max(others, key=_decided, default=None)
     layout = plan_layout(plan)
+    sites = len(view.sites) or AUTO_SITES
     return {
         "name": plan.plan.name,
         "digest": view.digest,
@@ -50,7 +51,7 @@ def describe(
         "parameters": layout.size,
         "update_bytes": _FLOAT_BYTES * layout.size,
         "rounds": plan.federation.rounds,
-        "min_sites": plan.federation.min_sites,
+        "min_sites": quorum(plan.privacy, plan.federation, sites),
         "privacy": _privacy(plan, len(view.sites)),
         **describe_sites(view, here),
         "objections": [str(said) for said in objections(here.policy, plan)],

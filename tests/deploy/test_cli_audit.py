@@ -8,7 +8,7 @@ import pytest
 
 from client.audit import AUDIT, record_left
 from client.site_file import SIGN_KEY
-from common.errors import JoinError, StoreError
+from common.errors import JoinError, StoreError, UsageError
 from common.keys import read_signing_key
 from common.signing import Mark
 from deploy.phantom.formats import write_images
@@ -121,13 +121,28 @@ def test_a_receipt_that_is_none_or_another_site_s_is_refused(both, fedct):
     join(fedct, "south", Path("ct"))
     note_mark(Path("hub"), "south", Mark(1, "a" * 64), datetime.now(UTC))
     fedct("server", "audit", "hub", "south", "--receipt", RECEIPT)
-    refused(fedct(*against, RECEIPT), StoreError, "about the log of 'south'")
+    words = "about the log of 'south'", "fedct server audit HUB north --receipt"
+    refused(fedct(*against, RECEIPT), StoreError, *words)
+
+
+def test_a_log_of_another_site_is_said_to_be_that(both, fedct):
+    join(fedct, "south", Path("ct"))
+    said = fedct("server", "audit", "hub", "south", "--log", f"north/{AUDIT}")
+    refused(said, UsageError, "audit log of 'north', expected that of 'south'")
+    write([line.replace(":", ": ", 1) for line in lines()[:1]])  # of nobody
+    said = fedct("server", "audit", "hub", "south", "--log", f"north/{AUDIT}")
+    altered(said, "keep the file, let south run `fedct client audit`")
+    assert "to go on" not in said.err
+    said = fedct("server", "audit", "nohub", "south")
+    refused(said, JoinError, "no readable hub.toml", "give the right folder")
 
 
 def test_a_site_that_never_answered_has_no_receipt(both, fedct):
     join(fedct, "south", Path("ct"))
     said = fedct("server", "audit", "hub", "south", "--receipt", RECEIPT)
-    assert (said.code, said.out) == (0, "south: 0 answers seen\n")
+    assert (said.code, said.out) == (2, "south: 0 answers seen\n")
+    assert "seen no answer of 'south' yet, expected one to write a receipt" in said.err
+    assert fedct("server", "audit", "hub", "south").code == 0
     assert not Path(RECEIPT).exists()
     refused(fedct("server", "audit", "hub", "west"), JoinError, "'west'")
     found = json.loads(fedct("server", "audit", "hub", "north", "--format", "json").out)

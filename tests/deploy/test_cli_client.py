@@ -173,6 +173,7 @@ def test_sites_of_a_plan_with_masks_are_shown_and_confirmed(fedct, site):
         "sites    3, as the hub names them; compare by telephone, approving confirms",
         f"north  {short_fingerprint(own)}  this site",
         f"south  {short_fingerprint(64 * '5')}  new here",
+        "rounds   3, each with 3 sites or more",  # min_sites is 2, min_cohort 3
     ):
         assert words in listed
     said = fedct("client", "approve", site, digest).out
