@@ -10,6 +10,7 @@ Not covered here: stronger attacks. A figure is a lower bound of what leaks; one
 chance is no proof that nothing does.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ from jaxtyping import Float64
 
 WRONGLY = 0.01
 """Share of others that may be taken for members."""
+FEWEST_OTHERS = 100
+"""With fewer others `WRONGLY` of them is not even one: what is found at that rate then
+says little."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Membership:
     members: int
     """Training cases it was tried on."""
     others: int
-    """Cases the model never saw; below 100 no wrong accusation at all is allowed."""
+    """Cases the model never saw; below `FEWEST_OTHERS` not one may be accused."""
 
 
 def membership_of(
@@ -49,3 +53,18 @@ def membership_of(
     bar = ordered[len(others) - 1 - int(WRONGLY * len(others))]
     found = float((members > bar).mean())
     return Membership(auc, found, len(members), len(others))
+
+
+def guessed(members: int, others: int) -> tuple[float, float]:
+    """Between which AUCs guessing ends, 19 times of 20.
+
+    An AUC of guesses is normal around 0.5 with variance (M + N + 1) / (12 M N) (Mann
+    and Whitney 1947, Annals of Mathematical Statistics 18(1), section 4), the more so
+    the more cases there are. Several cases of one patient spread it further.
+
+    Args:
+        members: M, at least one.
+        others: N, at least one.
+    """
+    spread = 1.96 * math.sqrt((members + others + 1) / (12 * members * others))
+    return max(0.0, 0.5 - spread), min(1.0, 0.5 + spread)

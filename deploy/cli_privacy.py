@@ -8,7 +8,7 @@ import typer
 from deploy.cli_options import Format, FormatOption
 
 if TYPE_CHECKING:
-    from server.privacy_record import PrivacyRecord
+    from server.privacy_record import MembershipRecord, PrivacyRecord
 
 privacy_app = typer.Typer(
     no_args_is_help=True,
@@ -62,13 +62,7 @@ def lines_of(record: "PrivacyRecord") -> list[str]:
             f"claimed; with a tenth of the noise {one.bound_with_bug:.2f} "
             f"({one.canaries} canaries)"
         )
-    if (got := record.membership) is None:
-        lines.append("membership inference  not measured: no cases on this machine")
-    else:
-        lines.append(
-            f"membership inference  AUC {got.auc:.3f}, {got.found:.0%} found at 1 % "
-            f"FPR ({got.members} members, {got.others} others)"
-        )
+    lines += _membership(record.membership)
     lines += [
         f"site {site.site:<16} share {site.share}, epsilon {site.epsilon}"
         for site in record.shares
@@ -76,6 +70,23 @@ def lines_of(record: "PrivacyRecord") -> list[str]:
     refused = "; ".join(record.refused)
     lines.append(f"gate of release       {f'closed: {refused}' if refused else 'open'}")
     return lines
+
+
+def _membership(got: "MembershipRecord | None") -> list[str]:
+    """What the attack got, beside what guessing gets with as few cases."""
+    from common.membership import FEWEST_OTHERS, guessed
+
+    if got is None:
+        return ["membership inference  not measured: no cases on this machine"]
+    low, high = guessed(got.members, got.others)
+    found = f"{got.found:.0%} of members found at 1 % FPR"
+    if got.others < FEWEST_OTHERS:
+        found = f"too few others for a figure at 1 % FPR: that takes {FEWEST_OTHERS}"
+    return [
+        f"membership inference  AUC {got.auc:.3f} ({got.members} members, {got.others} "
+        f"others); guessing gets {low:.2f} to {high:.2f}",
+        f"{'':22}{found}",
+    ]
 
 
 def _rule(record: "PrivacyRecord") -> str:

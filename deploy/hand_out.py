@@ -158,7 +158,7 @@ def hand_out_run(folder: Path, plan: Plan, start: Start) -> RunRecord:
         engine="deployment",
         sites=sites,
         arms=[arm],
-        device="each hospital's own",
+        device="each hospital's own machine",
     )
     hand_out(folder, plan, record)
     return record

@@ -25,7 +25,8 @@ def print_summary(record: RunRecord, folder: Path) -> None:
     console.print(table)
     for site in record.sites:
         told = (site.accepted, site.found, site.train, site.validation, site.test)
-        counts = [show_told(count, in_tens(record, site)) for count in told]
+        rounded = in_tens(record, site)
+        counts = [show_told(count, rounded).replace("–", "-") for count in told]
         console.print(
             f"{site.name}: trained on {counts[0]} of {counts[1]} series found "
             f"({counts[2]} train, {counts[3]} validation, {counts[4]} test)"

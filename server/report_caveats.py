@@ -6,7 +6,7 @@ report that is shown around must carry its own doubts.
 
 from server.record import ArmRecord, RunRecord
 from server.report_arms import arm_of, mean_of, value_at
-from server.report_counts import in_tens, show_told, sites_in_tens, span
+from server.report_counts import in_tens, sites_in_tens, span
 from server.report_format import join_words, metric_label, plural, show_count
 from server.report_plan import takes_last
 
@@ -42,12 +42,20 @@ def _test_size(record: RunRecord) -> str:
         cases = f"{show_count(low)}–{cases}"
     text = f"One run with one seed, {cases}"
     if len(counts) > 1:
-        fewest = min(record.sites, key=lambda site: site.test)
-        told = show_told(fewest.test, in_tens(record, fewest))
-        text += f" (fewest at {fewest.name}: {told})"
+        text += f" (fewest at {_fewest(record)})"
     if low < FEW_CASES:
         return f"{text}: differences of a few hundredths may be chance."
     return f"{text}: repeat with other seeds before relying on small differences."
+
+
+def _fewest(record: RunRecord) -> str:
+    """Where the fewest test cases are; no name where ranges leave it open."""
+    ends = [span([(site.test, in_tens(record, site))]) for site in record.sites]
+    low, high = min(low for low, _ in ends), min(high for _, high in ends)
+    if low < high:
+        return f"one hospital: {show_count(low)}–{show_count(high)}"
+    name = min(record.sites, key=lambda site: site.test).name
+    return f"{name}: {show_count(low)}"
 
 
 def _no_model(record: RunRecord) -> str:

@@ -140,8 +140,8 @@ def _without_local(record: RunRecord, value: float, pooled: float | None) -> str
         return (
             "No hospital trained alone in this run, so it can't say whether federating "
             "helped. A real federation has no baselines. A hospital can find out for "
-            "itself: train on its own images with `fedct simulate`, and measure both "
-            "models with `fedct evaluate` on cases that neither was trained on."
+            "itself: train on its own images (fedct simulate), and measure both models "
+            "(fedct evaluate) on cases that neither was trained on."
         )
     if pooled is None:
         return (

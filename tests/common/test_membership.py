@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from common.membership import membership_of
+from common.membership import guessed, membership_of
 
 SCORES = hnp.arrays(
     np.float64, st.integers(1, 250), elements=st.integers(-50, 50).map(float)
@@ -29,3 +29,16 @@ def test_a_perfect_attack_a_guess_and_a_wrong_one():
     assert membership_of(low, low).auc == 0.5
     assert membership_of(low, low).found == pytest.approx(0.01, abs=0.001)
     assert (membership_of(low, high).auc, membership_of(low, high).found) == (0, 0)
+
+
+@pytest.mark.parametrize(("members", "others"), [(4, 2), (30, 12), (200, 60)])
+def test_guesses_end_within_the_range_of_guessing_19_times_of_20(members, others):
+    random = np.random.default_rng(7)
+    low, high = guessed(members, others)
+    aucs = [
+        membership_of(random.random(members), random.random(others)).auc
+        for _ in range(4000)
+    ]
+    within = np.mean([low <= auc <= high for auc in aucs])
+    # With 4 and 2 an AUC has nine values only, and the range is all of them.
+    assert 0.94 <= within <= (1.0 if others == 2 else 0.96)

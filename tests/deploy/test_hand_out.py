@@ -41,4 +41,4 @@ def test_a_real_federation_shows_rounded_numbers_as_ranges_and_no_time_of_intake
     assert "2–28 training cases" in page
     assert ">10<" not in page
     told = " ".join(fedct("report", folder).out.split())
-    assert told.count("(1–14 train, 1–14 validation, 1–14 test)") == len(record.sites)
+    assert told.count("(1-14 train, 1-14 validation, 1-14 test)") == len(record.sites)

@@ -125,6 +125,22 @@ def test_an_audit_of_a_private_run_has_both_accountants_and_the_canaries(
     assert f"of {told.one_run.claimed:.2f} claimed" in text
 
 
+@pytest.mark.parametrize(
+    ("members", "others", "said", "unsaid"),
+    [
+        (4, 2, ["gets 0.00 to 1.00", "too few others for a figure at 1 % FPR"], "25%"),
+        (200, 99, ["gets 0.43 to 0.57", "that takes 100"], "25%"),
+        (200, 100, ["gets 0.43 to 0.57", "25% of members found at 1 % FPR"], "too few"),
+    ],
+)
+def test_few_cases_are_said_to_show_little(members, others, said, unsaid):
+    got = MembershipRecord(auc=0.625, found=0.25, members=members, others=others)
+    text = "\n".join(lines_of(record(membership=got)))
+    assert f"AUC 0.625 ({members} members, {others} others)" in text
+    assert all(part in text for part in said)
+    assert unsaid not in text
+
+
 def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
     plan_file, tmp_path, fedct
 ):

@@ -697,7 +697,7 @@ def deployed(cases: dict[str, int] = TOLD_IN_TENS, **changes: int) -> RunRecord:
         arms=[arm],
         pictures=[],
         intake_s=None,
-        device="each hospital's own",
+        device="each hospital's own machine",
     )
 
 
@@ -718,7 +718,9 @@ def test_numbers_that_came_in_tens_are_nowhere_shown_as_exact():
     assert text.count("15–24 of 15–24") == 1 + 12
     assert not re.search(r"\b[12]0 of [12]0\b", text)
     assert "18–66 training cases" in text  # 3 x 1–14, and 15–24; truth is 24
-    assert "One run with one seed, 18–66 test cases (fewest at north: 1–14)" in text
+    assert (
+        "One run with one seed, 18–66 test cases (fewest at one hospital: 1–14)" in text
+    )
     assert "Numbers of cases and series of all hospitals are ranges" in text
     assert "does not show whether a few series were refused" in text
     assert "bar" not in [a.get("class") for _, a in page.tags]
@@ -732,6 +734,8 @@ def test_one_number_that_is_no_multiple_of_ten_shows_that_a_hospital_rounds_noth
         page.text
     )
     assert "9 of 13" in page.text
+    # North has 10, exactly; one of the others may have fewer.
+    assert "27–62 test cases (fewest at one hospital: 1–10)" in page.text
     assert [a.get("class") for _, a in page.tags].count("bar") == 1
 
 
@@ -756,7 +760,7 @@ def test_a_real_federation_is_not_told_to_run_again_with_baselines():
     verdict = verdict_of(deployed())
     assert verdict.tone == "open"
     assert "A real federation has no baselines" in verdict.answer
-    assert "`fedct evaluate`" in verdict.answer
+    assert "(fedct evaluate)" in verdict.answer
     assert "run it again" not in verdict.answer
     assert "run it again" in verdict_of(with_level({"federated": 0.8})).answer
 
@@ -767,6 +771,7 @@ def test_a_real_federation_shows_no_intake_time_and_says_whose_memory_it_was(pag
     assert "Intake –" not in text
     assert "All rounds, without intake 49 min 26 s" in text
     assert "Peak memory of the hub's process 2.15 GB" in text
+    assert "this run had no wire" not in text
     rehearsed = _Page(page).text
     assert "Intake and all rounds 49 min 26 s" in rehearsed
     assert "Peak memory, all hospitals in one process 2.15 GB" in rehearsed
