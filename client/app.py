@@ -97,7 +97,10 @@ def _answer(message: Message, context: Context) -> Message:
     except FedctError as error:
         log.warning("order not done: %s", error)
         return Message(Error(number_of(error)), reply_to=message)
-    return serve_order(folder, message)[0]
+    reply, why = serve_order(folder, message)
+    if why is not None:
+        log.warning("order not done: %s", why)
+    return reply
 
 
 def serve_order(folder: Path, message: Message) -> tuple[Message, FedctError | None]:
@@ -123,7 +126,6 @@ def serve_order(folder: Path, message: Message) -> tuple[Message, FedctError | N
             note_left(folder, order, key, what="error", code=number, bytes_in=bytes_in)
         what = type(error).__name__
         said = known or EngineError(f"site met {what}; its {LOG_FILE} says more")
-        log.warning("order not done: %s", said)
         return Message(Error(number), reply_to=message), said
 
 

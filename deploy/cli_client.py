@@ -7,11 +7,15 @@ at a site that gets its orders in files, they use what lies on the disk.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from deploy.cli_options import Format, FormatOption
+
+if TYPE_CHECKING:
+    from client.control_calls import NotRunningError
+    from client.desk_control import PlanView
 
 control_app = typer.Typer()
 T = TypeVar("T")
@@ -24,7 +28,8 @@ def client_status(
 ) -> None:
     """Say what a site is doing, and what waits for its engineer.
 
-    Without a running service it says what lies on the disk, and exits with 52.
+    Without a running service it says what lies on the disk, and exits with 52; but not
+    at a site that never had one, as it works on orders in files.
 
     Example: `fedct client status site --format json`
     """
@@ -44,7 +49,32 @@ def client_status(
     else:
         print_status(status, site.resolve().name)
     if stopped is not None:
-        raise stopped
+        _raise_unless_by_files(site, stopped)
+
+
+def _raise_unless_by_files(site: Path, stopped: "NotRunningError") -> None:
+    """Say why no service answers, where one should."""
+    from common.errors import ControlError
+    from deploy.parcel_work import PARCELS
+    from deploy.site_tables import visible
+    from deploy.start import is_running
+    from deploy.supervisor import PROCESSES_FILE, last_words, read_processes
+
+    if not is_running(site):
+        if not (site / PARCELS).is_dir() or (site / PROCESSES_FILE).exists():
+            raise stopped
+        typer.echo("orders come in files here, and need no service", err=True)
+        return
+    ends = sum(int(str(row["restarts"])) for row in read_processes(site))
+    if not ends:
+        raise ControlError(
+            "the site's service does not answer yet, expected it a moment after "
+            "`fedct client start`; ask again, or look into logs/service.log"
+        )
+    raise ControlError(
+        f"the site's service ended {ends} times since `fedct client start`, expected "
+        f"it to stay up; it said at last: {visible(last_words(site, 'service'))}"
+    )
 
 
 @control_app.command("approve")
@@ -99,27 +129,41 @@ def _show_plans(
     """Print plans: those that wait, or all, or the one of a digest."""
     from client import control_calls
     from client.desk_control import DeskControl
-    from deploy.plan_sites_view import look_here
-    from deploy.plan_view import describe, print_plan
 
     known = _asked(lambda: control_calls.plans(site), DeskControl(site).plans)
-    approved = [plan for plan in known if plan.state == "approved"]
     shown = [p for p in known if every or p.state == "waiting" or p.changed]
-    here = look_here(site)
-    described = [
-        describe(plan, approved, here) for plan in shown if only in (None, plan.digest)
-    ]
+    described = _described(
+        site,
+        [plan for plan in shown if only in (None, plan.digest)],
+        [plan for plan in known if plan.state == "approved"],
+    )
     if output_format is Format.JSON:
         typer.echo(json.dumps({"plans": described}, indent=1))
         return
-    for plan in described:
-        print_plan(plan)
+    if described:
+        from deploy.plan_view import print_plan
+
+        for plan in described:
+            print_plan(plan)
     if only is not None:
         return
     if described and any(p.state == "waiting" or p.changed for p in shown):
         typer.echo("\napprove one by its hash: fedct client approve SITE HASH")
     else:
         typer.echo(f"no plan waits ({len(known)} seen here)")
+
+
+def _described(
+    site: Path, plans: list["PlanView"], approved: list["PlanView"]
+) -> list[dict[str, object]]:
+    """The plans for people; builds their networks, so nothing is imported for none."""
+    if not plans:
+        return []
+    from deploy.plan_sites_view import look_here
+    from deploy.plan_view import describe
+
+    here = look_here(site)
+    return [describe(plan, approved, here) for plan in plans]
 
 
 @control_app.command("pause")

@@ -7,6 +7,9 @@ for it has the hub told.
 
 An order that was answered is not worked on again. The site keeps the newest answer of
 each run, for a memory stick may be lost.
+
+What trains takes seconds to import, and is imported once the file turned out to be an
+order that should be worked on.
 """
 
 import json
@@ -14,11 +17,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from flwr.app import Message, RecordDict
 
-from client.app import serve_order
-from client.install import read_membership
+from client.install import Membership, read_membership
 from client.private_files import make_private_folder, write_private
 from client.site import SIGN_KEY
 from common.errors import (
@@ -35,7 +36,6 @@ from common.parcel import (
     read_order,
     write_answer,
 )
-from deploy.engine import InProcessGrid
 
 PARCELS = "parcels"
 """Folder of a site: for each run RUN.json, what was answered, and RUN.answer."""
@@ -58,8 +58,9 @@ def work_parcel(folder: Path, order: Path, out: Path, *, decline: bool = False) 
         FedctError: The site can't work on it; nothing was written.
     """
     now = datetime.now(UTC)
-    site, asked = _read(folder, order, now)
-    content, error = _work(folder, asked)
+    member, asked = _read(folder, order, now)
+    site = member.settings.name
+    content, error = _work(folder, asked, member.settings.threads)
     said = f"{site} answers order {asked.number} of run {asked.run}"
     if error is not None:
         if not decline:
@@ -83,11 +84,9 @@ def work_parcel(folder: Path, order: Path, out: Path, *, decline: bool = False) 
     return said
 
 
-def _read(folder: Path, path: Path, now: datetime) -> tuple[str, OrderParcel]:
-    """The site's name, and an order that it should work on."""
+def _read(folder: Path, path: Path, now: datetime) -> tuple[Membership, OrderParcel]:
+    """The site, and an order that it should work on."""
     member = read_membership(folder, now)
-    if member.settings.threads is not None:
-        torch.set_num_threads(member.settings.threads)
     if member.order_key is None:
         raise JoinError(
             "site has a join kit without the key that orders in files are signed by, "
@@ -95,8 +94,8 @@ def _read(folder: Path, path: Path, now: datetime) -> tuple[str, OrderParcel]:
             "let the hub enroll it and install its kit"
         )
     make_private_folder(folder / PARCELS)
-    name = member.settings.name
-    return name, read_order(path, name, member.order_key, _answered(folder), now)
+    name, answered = member.settings.name, _answered(folder)
+    return member, read_order(path, name, member.order_key, answered, now)
 
 
 def _answered(folder: Path) -> dict[str, int]:
@@ -109,9 +108,16 @@ def _answered(folder: Path) -> dict[str, int]:
 
 
 def _work(
-    folder: Path, order: OrderParcel
+    folder: Path, order: OrderParcel, threads: int | None
 ) -> tuple[RecordDict | Failure, FedctError | None]:
     """What leaves; and, for the engineer alone, why it is only a number."""
+    import torch
+
+    from client.app import serve_order
+    from deploy.engine import InProcessGrid
+
+    if threads is not None:
+        torch.set_num_threads(threads)
     grid = InProcessGrid([folder])
     (node,) = grid.get_node_ids()
     message = Message(order.content, node, order.kind)

@@ -130,6 +130,16 @@ def read_processes(folder: Path) -> list[dict[str, object]]:
     return [{**row, "running": _lives(row["pid"], row["began"])} for row in rows]
 
 
+def last_words(folder: Path, name: str) -> str:
+    """The last line of a program's log, for whoever looks at the supervisor alone."""
+    log = folder / LOGS_FOLDER / f"{name}.log"
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_WORDS_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
 def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
     """Start, notice an end, pass on a reload; whether anything changed."""
     process, name = state.process, state.program.name
@@ -147,7 +157,7 @@ def _look_after(folder: Path, state: _Running, tell: Tell) -> bool:
         if now - state.started > _GOOD_AFTER_S:
             state.pause_s = _SHORTEST_S
         tell(f"{name} ended with {code}; starting again in {state.pause_s:.0f} s")
-        if code > 0 and (words := _last_words(_log(folder, state.program))):
+        if code > 0 and (words := last_words(folder, name)):
             tell(f"{name} said at last: {words}")
         state.process, state.last_exit = None, code
         state.again_at = now + state.pause_s
@@ -195,15 +205,6 @@ def _open_log(log: Path) -> int:
         return os.open(log, flags, FILE_MODE)
     except OSError:
         return os.open(os.devnull, flags)
-
-
-def _last_words(log: Path) -> str:
-    """The last line of a log, for whoever looks at the supervisor alone."""
-    with suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _LAST_WORDS_BYTES))
-        lines = file.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "")
-    return ""
 
 
 def _caches(folder: Path) -> dict[str, str]:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.canonical import items
 from common.durable import write_whole
-from common.exchange import Hello, JudgeOrder, Order, TrainOrder
+from common.exchange import Hello, JudgeOrder, Order, Part, TrainOrder
 from common.parcel_file import Kind
 
 PARCELS = "parcels"
@@ -59,6 +59,8 @@ class PostedOrder(BaseModel):
     """Place among the run's orders to this site, from 1."""
     round: int | None
     """Its round; unset at the roll call."""
+    part: Part | None = None
+    """Which patients to judge on; unset for other orders."""
     question: str
     """`question_of` the order."""
     written: int
@@ -70,6 +72,8 @@ class PostedOrder(BaseModel):
     def words(self) -> str:
         """What is asked, for people."""
         what = _WORD[self.kind]
+        if self.part is not None:
+            what = f"{what} {self.part} patients"
         return what if self.round is None else f"{what}, round {self.round}"
 
     @property
@@ -128,6 +132,7 @@ def enter(
         kind=_KIND[type(order)],
         number=before[-1].number + 1 if before else 1,
         round=None if isinstance(order, Hello) else order.round,
+        part=order.part if isinstance(order, JudgeOrder) else None,
         question=question_of(order),
         written=written,
         due=written + int(wait_s),

@@ -26,6 +26,7 @@ from common.signing import make_signing_key, public_text
 from common.sources import Source
 from deploy.plan_sites_view import short_fingerprint
 from deploy.site_tables import visible
+from deploy.start import alone
 from tests.client.conftest import left
 from tests.deploy.conftest import SEGMENTATION
 from tests.deploy.test_cli import refused
@@ -123,6 +124,35 @@ def test_status_without_a_service_reads_the_disk_and_says_52(fedct, site):
     said = fedct("client", "status", site, "--format", "json")
     assert said.code == ControlError.exit_code
     assert json.loads(said.out)["running"] is False
+
+
+def test_status_while_the_service_keeps_ending_says_what_it_said(fedct, site):
+    with alone(site, "site"):
+        said = fedct("client", "status", site)
+        assert (said.code, "does not answer yet" in said.err) == (52, True)
+        row = {"name": "service", "pid": None, "began": None, "restarts": 3}
+        (site / "processes.json").write_text(json.dumps([row]))
+        (site / "logs").mkdir()
+        (site / "logs/service.log").write_text("began\nERROR hub: revoked\x1b[2J\n\n")
+        said = fedct("client", "status", site)
+    assert (said.code, "client start`, expected it to stay up" in said.err) == (
+        52,
+        True,
+    )
+    assert "ended 3 times since" in said.err
+    assert "it said at last: ERROR hub: revoked\\u001b[2J\n" in said.err
+    assert "start it with" in fedct("client", "status", site).err
+
+
+def test_status_of_a_site_that_works_by_files_misses_no_service(fedct, site):
+    (site / "parcels").mkdir()
+    said = fedct("client", "status", site)
+    assert (said.code, said.err) == (
+        0,
+        "orders come in files here, and need no service\n",
+    )
+    (site / "processes.json").write_text("[]")  # it had a service once
+    assert fedct("client", "status", site).code == ControlError.exit_code
 
 
 def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):

@@ -1,10 +1,12 @@
 """A hospital without a line, at the command line: orders in, answers out, by files."""
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client.audit import read_audit
@@ -15,7 +17,7 @@ from common.errors import (
     PolicyError,
     UsageError,
 )
-from common.exchange import Hello, TrainOrder
+from common.exchange import Hello, JudgeOrder, TrainOrder
 from common.joining import Kit, KitSignatures, sign, signed_bytes, to_bytes
 from common.parameters import digest_of, to_vector
 from common.plan_file import load_plan, plan_toml
@@ -27,6 +29,7 @@ from deploy.run_state import read_run
 from server.asking import question
 from server.federation import first_model
 from server.hub import open_hub
+from server.parcel_book import enter, open_orders
 from server.parcel_grid import ParcelGrid, Post
 from server.parcel_taking import site_keys
 from tests.deploy.conftest import SEGMENTATION
@@ -160,6 +163,34 @@ def test_a_plan_has_to_be_approved_and_then_the_same_order_is_worked_on(place, f
         ("hello", 105301),
         ("hello", 0),
     ]
+
+
+def test_what_can_not_be_done_is_said_once(place, fedct, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # as at a command line
+    said = fedct("client", "work", "north", place.hello())
+    refused(said, PolicyError)
+    assert said.err.count("its engineer decides") == 1
+
+
+def test_orders_to_judge_are_told_apart(place):
+    model, layout = np.zeros(3, np.float32), "ab" * 32
+    now = datetime.now(UTC)
+    words = [
+        enter(
+            place.run,
+            "north",
+            JudgeOrder("run", "p", 2, 2, part, model, layout),
+            now,
+            9,
+        ).words
+        for part in ("validation", "test")
+    ]
+    assert words == [
+        "judge validation patients, round 2",
+        "judge test patients, round 2",
+    ]
+    assert read_run(place.run).parcels == []  # its run has not begun
+    assert open_orders(place.run)[0].words == words[1]
 
 
 def test_an_answer_is_taken_once_by_the_hub_that_runs_or_not(approved, fedct):
