@@ -130,6 +130,9 @@ def simulate(
 
     Example: `fedct simulate deploy/plans/lidc_nodules.toml --baselines pooled,local`
     """
+    from common.plan_file import load_plan
+
+    load_plan(plan)  # what follows takes seconds to import, and a typo should not
     from deploy.progress import show_progress
     from deploy.simulate import parse_baselines
     from deploy.simulate import simulate as run_plan
@@ -171,10 +174,11 @@ def plan_check(plan: PlanArgument, output_format: FormatOption = Format.TEXT) ->
 
     Example: `fedct plan check deploy/plans/demo.toml --format json`
     """
-    from common.networks import check_fits
     from common.plan_file import load_plan
 
     checked = load_plan(plan)
+    from common.networks import check_fits  # takes seconds, and a typo should not
+
     check_fits(checked)
     if output_format is Format.JSON:
         typer.echo(json.dumps({"name": checked.plan.name, "digest": checked.digest}))

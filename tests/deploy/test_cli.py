@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from deploy.phantom.scanner import HOSPITALS
 from deploy.simulate import simulate
 from server.record import RunRecord
 from tests.deploy.conftest import SEGMENTATION, SITES, environment
+from tests.joining import a_hub, joined
 
 VERBS = (
     ["simulate"],
@@ -98,6 +100,42 @@ def test_help_has_an_example_and_exits_0(fedct, verb):
     said = fedct(*verb, "--help")
     assert (said.code, said.err) == (0, "")
     assert "Example: fedct" in " ".join(said.out.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["plan", "check", "nope.toml"],
+        ["simulate", "nope.toml"],
+        ["client", "approve", "site"],
+        ["client", "work", "site", "nope.order"],
+        ["server", "run", "hub", "nope.toml"],
+    ],
+    ids=" ".join,
+)
+def test_what_can_be_said_at_once_waits_for_no_network_to_be_imported(tmp_path, argv):
+    text = "\n".join(
+        (
+            "import sys",
+            "from deploy.cli import main",
+            f"sys.argv = ['fedct', *{argv!r}]",
+            "try: main()",
+            "except SystemExit as end: print(end.code, 'torch' in sys.modules)",
+        )
+    )
+    now = datetime.now(UTC)
+    joined(a_hub(tmp_path / "hub", now=now), tmp_path / "site", now=now)
+    said = subprocess.run(
+        [sys.executable, "-c", text],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code, has_torch = said.stdout.split()[-2:]
+    assert has_torch == "False"
+    assert (code == "0") == (argv[1] == "approve"), said.stderr
 
 
 def test_help_lists_every_verb(fedct):
