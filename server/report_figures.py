@@ -35,7 +35,8 @@ def figures_of(record: RunRecord) -> dict[str, Figure]:
     federated = arm_of(record, "federated")
     if federated is not None and federated.rounds:
         figures["validation"] = _validation(record, federated)
-        figures["loss"] = _loss(record, federated)
+        if any(mean_loss(round_) is not None for round_ in federated.rounds):
+            figures["loss"] = _loss(record, federated)
         figures["replies"] = _replies(record, federated)
     return figures
 

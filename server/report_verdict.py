@@ -81,7 +81,7 @@ def _single_site(record: RunRecord, value: float, caveats: tuple[str, ...]) -> V
     return Verdict(
         "open",
         f"One hospital trained by itself and reached {metric_label(record.monitor)} "
-        f"{show(value, 2)} on patients never seen.",
+        f"{show(value, _digits([value]))} on patients never seen.",
         "With a single hospital nothing was federated, so this run can't say whether "
         "federating helps.",
         caveats,
@@ -89,8 +89,9 @@ def _single_site(record: RunRecord, value: float, caveats: tuple[str, ...]) -> V
 
 
 def _digits(values: list[float]) -> int:
-    """Two decimals, or three where two would make different values look the same."""
-    return 2 if len({show(v, 2) for v in values}) == len(set(values)) else 3
+    """Two decimals, or three where two would hide a difference, also from zero."""
+    told = len({show(v, 2) for v in {0.0, *values}}) == len({0.0, *values})
+    return 2 if told else 3
 
 
 def _headline(record: RunRecord, value: float) -> str:

@@ -483,6 +483,26 @@ def test_a_difference_within_the_last_decimal_is_called_none():
     assert "0.799" in verdict.headline
 
 
+def test_a_poor_result_is_not_written_as_zero():
+    assert "Dice 0.002" in verdict_of(with_level({"federated": 0.0021})).headline
+    assert "Dice 0.00 " in verdict_of(with_level({"federated": 0.0})).headline
+
+
+def test_a_loss_that_nobody_told_has_a_sentence_and_no_empty_chart(record, page):
+    assert "No hospital told it" not in page
+    arm = record.arms[0]
+    rounds = [
+        r.model_copy(
+            update={"sites": [s.model_copy(update={"loss": None}) for s in r.sites]}
+        )
+        for r in arm.rounds
+    ]
+    silent = changed(record, arms=[arm.model_copy(update={"rounds": rounds})])
+    text = _Page(render_html(silent)).text
+    assert "No hospital told it; with differential privacy none does" in text
+    assert "no values" not in text
+
+
 def test_without_baselines_the_question_stays_open():
     verdict = verdict_of(with_level({"federated": 0.8}))
     assert verdict.tone == "open"
