@@ -17,6 +17,16 @@ from client.desk_control import Status
 from client.preflight_row import Row
 from common.error_numbers import spoken
 
+_ANSWERS = {
+    "Roster": "roster",
+    "Update": "update",
+    "Judgement": "judgement",
+    "RoundKeys": "keys",
+    "SealedShares": "shares",
+    "MaskedUpdate": "masked update",
+    "Opening": "opening",
+}
+"""What a line of the log names, in the words of the how-tos."""
 _COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 
@@ -63,7 +73,8 @@ def print_audit(lines: Sequence[Line]) -> None:
         if line.code == 0:
             digest, policy = (line.digest or "")[:16], (line.policy or "")[:12]
             left = (
-                f"{line.what} of {line.bytes_out} bytes, digest {digest}; "
+                f"{_ANSWERS.get(line.what, line.what)} of {line.bytes_out} bytes, "
+                f"digest {digest}; "
                 f"plan {visible((line.plan or '')[:12])} {line.allowed}, "
                 f"policy {policy}"
             )

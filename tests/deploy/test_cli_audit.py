@@ -1,18 +1,22 @@
 """What left a hospital, shown and checked at both ends, at the command line."""
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from client.audit import AUDIT, record_left
+from client.audit import AUDIT, Line, record_left
 from client.site_file import SIGN_KEY
 from common.errors import JoinError, StoreError, UsageError
+from common.exchange import Answer
 from common.keys import read_signing_key
 from common.signing import Mark
 from deploy.phantom.formats import write_images
 from deploy.phantom.scanner import HOSPITALS
+from deploy.site_tables import print_audit
 from server.witness import note_mark
 from tests.client.conftest import left
 from tests.deploy.test_cli import refused
@@ -66,10 +70,20 @@ def test_both_sides_agree_about_an_untouched_log(both, fedct):
     said = fedct("client", "audit", "north", "--against", RECEIPT)
     assert said.code == 0, said.err
     assert "OK: 5 lines" in said.out
-    assert "to hub.example.org:8443: train of run run-1, round 3: Update of" in said.out
+    assert "to hub.example.org:8443: train of run run-1, round 3: update of" in said.out
     assert "approved 2026-03-01 12:00 UTC, policy cdcdcdcdcdcd" in said.out
     said = fedct("server", "audit", "hub", "north", "--log", f"north/{AUDIT}")
     assert "OK: 5 lines, none missing that the hub has seen" in said.out
+
+
+def test_every_answer_has_a_word(capsys):
+    for answer in get_args(Answer):
+        what = {"what": answer.__name__, "torn_bytes": 0, "hash": "", "signature": ""}
+        line = left(1).model_dump() | what
+        print_audit([Line(**line, number=1, time=datetime.now(UTC), before="")])
+        said = capsys.readouterr().out
+        assert answer.__name__ not in said
+        assert re.search(r": (masked )?[a-z]+ of \d+ bytes, digest", said)
 
 
 def test_lines_cut_off_the_end_show_at_both_ends_and_only_there(both, fedct):
