@@ -45,7 +45,7 @@ from server.hub_grid import HubGrid
 from server.members import Members
 from server.parcel_book import close_book
 from server.parcel_grid import ParcelGrid, Post
-from server.part_files import PartFiles
+from server.part_files import part_files
 from server.revocation import refresh_crl
 from server.run_files import PLAN_FILE
 from server.superlink import SuperLinkLine, superlink_of
@@ -153,16 +153,15 @@ def execute(
                 check_fits(plan)
                 write_arms(folder, [federated_arm(folder, plan, request)])
                 members.compare()
-                with line.channel() as channel:
-                    parts = PartFiles(folder.parents[1])
+                with part_files(folder.parents[1]) as parts, line.channel() as channel:
                     live = HubGrid(channel, lambda: members.of(sites), stopped, parts)
                     grid = _with_parcels(live, folder, request, members)
                     wire = partial(_down_and_up, meter)
                     note = partial(_note_mark, folder.parents[1])
                     keys = members.keys(sites)
                     run_arm_of(grid, folder, ARM, keys, tell, wire, note)
+            close_book(folder.parents[1], folder)
             hand_out_run(folder, plan, start)
-    close_book(folder.parents[1], folder)
     log.info("run %s finished", folder.name)
 
 

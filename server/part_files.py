@@ -10,8 +10,8 @@ outlives the process that sent the orders: what is asked is asked anew after a c
 import shutil
 import time
 from collections import deque
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,20 @@ _OLD_S: Final = 86_400.0
 """After a day, nobody takes what a site brought too late."""
 
 
+@contextmanager
+def part_files(hub: Path) -> Iterator["PartFiles"]:
+    """The parts of a run, until it ends or is left.
+
+    Args:
+        hub: The hub's folder.
+    """
+    files = PartFiles(hub)
+    try:
+        yield files
+    finally:
+        files.clear()
+
+
 class PartFiles:
     """The parts of the run that is going on; one thread."""
 
@@ -36,6 +50,11 @@ class PartFiles:
         """
         self._out, self._in = hub / PARTS / "out", hub / PARTS / "in"
         self._laid: deque[frozenset[str]] = deque()
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._laid.clear()
         for folder in (self._out, self._in):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from common.errors import EngineError, JoinError
 from common.parts import PART_BYTES, fetch, hand_over
 from deploy.nginx_run import reload
 from deploy.traffic import traffic_by_site
-from server.part_files import PARTS, PartFiles
+from server.part_files import PARTS, PartFiles, part_files
 from tests.faults.small_disk import needs_mount, small_disk
 from tests.federation.chain import (
     HUB_NAME,
@@ -224,13 +224,17 @@ def test_what_older_orders_laid_out_is_removed_and_what_is_shared_stays(chain, f
     assert there == {shared, *models["c"], *models["d"], *models["e"]}
 
 
-def test_a_new_run_begins_with_nothing(chain, files):
-    files.lay_out(DIGEST, memoryview(SAID))
+def test_a_run_begins_with_nothing_and_leaves_nothing(chain, files):
+    files.lay_out(DIGEST, memoryview(SAID))  # of a hub that was killed
     with chain.f.client(chain.f.north) as north:
         north.put(PATH, content=SAID)
-        PartFiles(chain.f.root)
-        assert north.get(PATH).status_code == 404
-    assert not list((chain.parts / "in").iterdir())
+        with part_files(chain.f.root) as parts:
+            assert north.get(PATH).status_code == 404
+            parts.lay_out(DIGEST, memoryview(SAID))
+            assert north.get(PATH).content == SAID
+            north.put(PATH, content=SAID)
+            assert parts.take("north", DIGEST) == SAID
+    assert not [path for path in chain.parts.rglob("*") if path.is_file()]
 
 
 def test_a_revoked_site_fetches_nothing_more(chain, files):
