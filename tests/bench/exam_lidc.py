@@ -3,9 +3,13 @@
     python tests/bench/exam_lidc.py nodules --data-root DATA --out runs/exam
     python tests/bench/exam_lidc.py malignancy --data-root DATA --out runs/exam
     python tests/bench/exam_lidc.py dp --data-root DATA --out runs/exam
+    python tests/bench/exam_lidc.py masks --threads 2 --data-root DATA --out runs/exam
 
 `dp` is what privacy costs: Dice of the nodules plan at epsilon 2, at 8 and without, per
 patient, by the same epochs and batch size (of patients, with DP); no baselines.
+`masks` is what secure aggregation costs: Dice with masks of 32 and 16 bits, and none.
+Beside it stands the same plan without masks on one thread, which sums in another order:
+what no one would call a difference in the method.
 
 Each seed is a run of its own in `OUT/<exam>-<seed>`, begun or gone on with; finished
 ones are only read. The seed decides the split by patient, the first weights and every
@@ -32,9 +36,9 @@ DP = {"delta": 1e-4, "clip_norm": 0.5, "patches_per_patient": 2}
 def main() -> int:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("exam", choices=[*sorted(MONITOR), "dp"])
+    parser.add_argument("exam", choices=[*sorted(MONITOR), "dp", "masks"])
     parser.add_argument("--epsilons", default="none,8,2", help="of `dp`")
-    parser.add_argument("--rounds", type=int, help="of `dp`; the plan's without it")
+    parser.add_argument("--rounds", type=int, help="of dp, masks; else the plan's")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -42,6 +46,9 @@ def main() -> int:
     chosen = parser.parse_args()
     if chosen.exam == "dp":
         _exam_dp(chosen)
+        return 0
+    if chosen.exam == "masks":
+        _exam_masks(chosen)
         return 0
     records = {}
     for seed in map(int, chosen.seeds.split(",")):
@@ -88,19 +95,52 @@ def _exam_dp(chosen: argparse.Namespace) -> None:
 
 
 def _private_record(chosen: argparse.Namespace, epsilon: str, seed: int) -> RunRecord:
-    out = chosen.out / f"dp-{epsilon}-{seed}"
+    dp = {} if epsilon == "none" else {"dp": {"epsilon": float(epsilon), **DP}}
+    name = f"dp-{epsilon}"
+    return _run(chosen, name, seed, dp, chosen.threads, without="max_grad_norm")
+
+
+def _exam_masks(chosen: argparse.Namespace) -> None:
+    """Run what is missing, then print Dice, and that less the Dice without masks."""
+    seeds = [int(seed) for seed in chosen.seeds.split(",")]
+    print("| masks | " + " | ".join(f"seed {seed}" for seed in seeds), end="")
+    print(" | mean Dice | minus that without, mean |")
+    print("|---" * (len(seeds) + 3) + "|", flush=True)
+    plain: list[float] = []
+    for name, bits in (("none", 0), ("none, one thread", 0), ("32", 32), ("16", 16)):
+        masks = {"secure_aggregation": "on", "mask_bits": bits} if bits else {}
+        threads = 1 if "one" in name else chosen.threads
+        folder = f"masks-{name.replace(', ', '-').replace(' ', '-')}"
+        records = [_run(chosen, folder, seed, masks, threads) for seed in seeds]
+        values = [record.arms[0].test_mean["dice"] for record in records]
+        plain = plain or values
+        far = statistics.mean(v - p for v, p in zip(values, plain, strict=True))
+        cells = " | ".join(f"{value:.4f}" for value in values)
+        mean = statistics.mean(values)
+        print(f"| {name} | {cells} | {mean:.4f} | {far:+.4f} |", flush=True)
+
+
+def _run(
+    chosen: argparse.Namespace,
+    name: str,
+    seed: int,
+    privacy: dict[str, object],
+    threads: int | None,
+    without: str = "",
+) -> RunRecord:
+    """The nodules plan with another `[privacy]`, run or read."""
+    out = chosen.out / f"{name}-{seed}"
     report = out / "report.json"
     if report.exists():
         return RunRecord.model_validate_json(report.read_bytes())
     content = load_plan(PLANS / "lidc_nodules.toml").model_dump(
         mode="json", exclude_none=True
     )
-    content["training"].pop("max_grad_norm", None)
-    if epsilon != "none":
-        content["privacy"]["dp"] = {"epsilon": float(epsilon), **DP}
+    content["training"].pop(without, None)
+    content["privacy"] |= {"secure_aggregation": "off", **privacy}
     if chosen.rounds is not None:
         content["federation"]["rounds"] = chosen.rounds
-    plan = chosen.out / f"dp-{epsilon}.toml"
+    plan = chosen.out / f"{name}.toml"
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_text(plan_toml(Plan.model_validate(content)))
     return simulate(
@@ -109,7 +149,7 @@ def _private_record(chosen: argparse.Namespace, epsilon: str, seed: int) -> RunR
         seed=seed,
         resume=out.exists(),
         data_root=chosen.data_root,
-        threads=chosen.threads,
+        threads=threads,
     )
 
 
