@@ -283,8 +283,8 @@ def _named(desk: Desk, prefix: str) -> PlanEntry:
     if len(found) != 1:
         who = f"{len(found)} plans" if found else "no plan"
         raise UsageError(
-            f"hash {prefix!r} is the beginning of {who} here, expected that of one of "
-            f"{len(desk.plans)}; `fedct client approve --all` lists them"
+            f"hash {prefix!r} is the beginning of {who} here, expected that of one; "
+            f"`fedct client approve --all` lists the {len(desk.plans)} seen here"
         )
     return found[0]
 

@@ -58,6 +58,9 @@ def _unreadable(text: str, error: tomllib.TOMLDecodeError) -> str:
     said = said.removesuffix(number[0])
     if said == "Cannot overwrite a value":
         said = "stands there a second time; take one of the two lines out"
+    elif table := re.fullmatch(r"Cannot declare \((.+?),?\) twice", said):
+        name = ".".join(part.strip("' ") for part in table[1].split(","))
+        said = f"table [{name}] stands there a second time; put both into one"
     return f"line {number[1]}: {key + ': ' if key else ''}{said}"
 
 

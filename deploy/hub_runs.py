@@ -94,10 +94,10 @@ def _check_sites(plan: Plan, name: str, sites: int, by_files: bool) -> None:
         which = "federation.min_sites"
         if federation.min_sites < fewest:
             which = "privacy.min_cohort or privacy.colluders"
+        ways = f"lower {which}, or {off}" if masked else f"or lower {which}"
         raise PlanError(
             f"plan {name!r} needs {fewest} sites in every round, got {sites}; name "
-            f"more by --sites, enrol more, lower {which}"
-            + (f", or {off}" if masked else "")
+            f"more by --sites, enrol more, {ways}"
         )
     if masked and by_files:
         raise PlanError(

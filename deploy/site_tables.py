@@ -85,7 +85,7 @@ def print_checks(rows: Sequence[Row]) -> None:
     """Print the preflight table."""
     table = Table("check", "", "found, and what to do", show_lines=False)
     for row in rows:
-        said = Text(visible(row.found))
+        said = Text(visible(" ".join(row.found.split())))
         if row.fix is not None:
             said.append(f"\n-> {visible(row.fix)}", style="bold")
         table.add_row(row.name, Text(row.verdict, style=_COLOURS[row.verdict]), said)

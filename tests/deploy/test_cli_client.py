@@ -13,6 +13,7 @@ from client.desk_control import DeskControl
 from client.desk_file import read_desk
 from client.peers import known_peers
 from client.policy import Policy
+from client.preflight_row import Row
 from client.site_file import SIGN_KEY, HubAddress, SiteFile, site_toml
 from common.errors import (
     ControlError,
@@ -25,7 +26,7 @@ from common.plan_file import parse_plan
 from common.signing import make_signing_key, public_text
 from common.sources import Source
 from deploy.plan_sites_view import short_fingerprint
-from deploy.site_tables import visible
+from deploy.site_tables import print_checks, visible
 from deploy.start import alone
 from tests.client.conftest import left
 from tests.deploy.conftest import SEGMENTATION
@@ -314,6 +315,12 @@ def test_check_prints_a_row_each_and_exits_51(fedct, site, monkeypatch):
     flat = " ".join(text.out.replace("│", " ").split())
     assert "started, and idle" in flat
     assert "-> check the port, and that it is started there" in flat
+
+
+def test_a_row_of_many_lines_is_one_sentence(capsys):
+    print_checks([Row("settings", "FAIL", "2 to mend:\n  line 1: a\n  line 2: b\x1b")])
+    flat = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "2 to mend: line 1: a line 2: b\\u001b" in flat
 
 
 def test_words_of_a_server_can_not_move_the_cursor():

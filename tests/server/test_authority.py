@@ -157,6 +157,7 @@ def test_a_killed_init_leaves_a_folder_that_is_made_at_the_next_try(tmp_path):
         ('name = "a"\nport = 70000\n', "line 2: port: .*got 70000"),
         ("name = ", "not valid TOML"),
         ('name = "a"\nport = 1\nport = 2\n', "line 3: port: stands .* second time"),
+        ("[a.b]\n[c]\n[a.b]\n", r"line 3: table \[a\.b\] stands there a second time"),
         ('name = "a"\n\nport = yes\n', "line 3: port: Invalid value$"),
     ],
 )
