@@ -1,10 +1,14 @@
 """Rows 16 to 18: an answer comes twice, from an earlier round, or altered."""
 
+import time
+
 from tests.faults.hosts import until
 from tests.faults.invariants import check_invariants
 from tests.faults.rows import row
 from tests.faults.scenes import ALL, WITHOUT_NORTH
 
+_IDLE_S = 6.0
+"""httpx keeps an idle connection for 5 s."""
 REFUSED = "WARNING refused site=north code=signature"
 """What the hub's log says of it."""
 
@@ -71,6 +75,7 @@ def test_a_byte_is_altered(fed, seen):
     south.reached("message", round=3)
     south.proxy.set(reset_after=0)  # connections that stand have passed that byte
     until(lambda: south.proxy.counters.resets, what="a heartbeat")
+    time.sleep(_IDLE_S)  # the others close by themselves
     south.proxy.set(reset_after=None, flip_up_at=8000)
     south.go_on()
     until(lambda: south.proxy.counters.flipped, what="the upload")
