@@ -26,6 +26,7 @@ from deploy.run_state import (
     RunRequest,
     now,
     read_run,
+    read_waiting,
 )
 from server.run_files import PLAN_FILE
 
@@ -138,6 +139,5 @@ def fail_run(folder: Path, why: str) -> None:
 def note_waiting(folder: Path, waiting: Mapping[str, str]) -> None:
     """Keep for `status` who is waited for; nothing that a run depends on."""
     text = json.dumps({"at": now(), "waiting": dict(waiting)}, indent=1)
-    path = folder / WAITING_FILE
-    if not path.exists() or json.loads(path.read_text())["waiting"] != dict(waiting):
-        write_whole(path, text.encode())
+    if read_waiting(folder) != dict(waiting):
+        write_whole(folder / WAITING_FILE, text.encode())

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from deploy.run_state import RUNS, RunState, list_runs, parcel_line
 from deploy.start import is_running
-from deploy.supervisor import read_processes
+from deploy.supervisor import PROCESSES_FILE, read_processes
 from deploy.twin_keys import read_twins
 from server.hub import read_hub_file
 from server.register import read_register
@@ -100,6 +100,11 @@ def print_hub_status(status: HubStatus) -> None:
     word = "up" if status.running else "down"
     if status.running and missing:
         word = f"up without {' and '.join(missing)}; see logs/ in its folder"
+    if status.running and not status.processes:
+        word = (
+            f"up, but its {PROCESSES_FILE} can't be read, expected what `fedct server "
+            "start` writes; it is written anew when a program starts or ends"
+        )
     console.print(f"hub {status.address}: {word}")
     processes = Table("process", "running", "restarts")
     for process in status.processes:

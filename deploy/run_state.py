@@ -13,7 +13,6 @@ at any time. The state is read from the files, never kept beside them:
 """
 
 import datetime
-import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -69,6 +68,20 @@ class OpenParcel(BaseModel):
     """Where it lies in the hub's folder."""
     due: str
     """Until when an answer is waited for."""
+
+
+class _Ended(BaseModel):
+    """The content of `failed.json` and `withheld.json`, as far as `status` needs it."""
+
+    why: str
+    """The sentence that is shown."""
+
+
+class _Waiting(BaseModel):
+    """The content of `waiting.json`, the same."""
+
+    waiting: dict[str, str]
+    """Site or node to the reason why it is not in."""
 
 
 class RunState(BaseModel):
@@ -150,7 +163,8 @@ def read_run(folder: Path) -> RunState:
         )
     state = _state(folder)
     parcels = _open_parcels(folder) if state in ("running", "stopped") else []
-    waiting = _waiting(folder) if state == "running" and not rounds_done else {}
+    early = state == "running" and not rounds_done
+    waiting = (read_waiting(folder) if early else None) or {}
     by_file = {order.site for order in parcels}
     return RunState(
         name=folder.name,
@@ -168,6 +182,15 @@ def read_run(folder: Path) -> RunState:
 def now() -> str:
     """ISO 8601, UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read_waiting(folder: Path) -> dict[str, str] | None:
+    """Who was waited for; unset if nobody noted it, or the note is damaged."""
+    try:
+        found = (folder / WAITING_FILE).read_bytes()
+        return _Waiting.model_validate_json(found).waiting
+    except (OSError, ValidationError):
+        return None
 
 
 def is_stopped(folder: Path) -> bool:
@@ -222,10 +245,20 @@ def _state(folder: Path) -> State:
 
 def _why(folder: Path, state: State) -> str:
     """The sentence that was written when a run ended otherwise than it should."""
-    names: dict[State, str] = {"failed": FAILED_FILE, "withheld": WITHHELD_FILE}
-    if state not in names:
+    ways: dict[State, tuple[str, str]] = {
+        "failed": (FAILED_FILE, "`fedct server resume` tries again"),
+        "withheld": (WITHHELD_FILE, f"{REPORT_FILE} says what the model did not pass"),
+    }
+    if state not in ways:
         return ""
-    return str(json.loads((folder / names[state]).read_text())["why"])
+    name, way = ways[state]
+    try:
+        return _Ended.model_validate_json((folder / name).read_bytes()).why
+    except (OSError, ValidationError):
+        return (
+            f"run {folder.name!r} has a {name} that can't be read, expected the reason "
+            f"that the hub wrote there; see logs/runner.log in its folder, and {way}"
+        )
 
 
 def _open_parcels(folder: Path) -> list[OpenParcel]:
@@ -239,14 +272,6 @@ def _open_parcels(folder: Path) -> list[OpenParcel]:
         )
         for order in open_orders(folder)
     ]
-
-
-def _waiting(folder: Path) -> dict[str, str]:
-    try:
-        found = json.loads((folder / WAITING_FILE).read_text())["waiting"]
-    except (OSError, ValueError, KeyError):
-        return {}
-    return {str(key): str(value) for key, value in found.items()}
 
 
 def _rounds_done(folder: Path) -> int:

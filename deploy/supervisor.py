@@ -24,6 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
 from client.private_files import FILE_MODE, make_private_folder, write_private
 from common.errors import SupervisorError
 
@@ -86,6 +88,28 @@ class _Running:
     files: tuple[int | None, ...] = ()
 
 
+class _Row(BaseModel):
+    """One program in `processes.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """Its name."""
+    pid: int | None
+    """Its process; unset while it is to be started again."""
+    began: int | None
+    """When that began, in clock ticks since boot."""
+    since: str = ""
+    """When this was written, ISO 8601, UTC."""
+    restarts: int
+    """How often it was started again."""
+    last_exit: int | None = None
+    """What it ended with the last time."""
+
+
+_ROWS = TypeAdapter(tuple[_Row, ...])
+
+
 def supervise(
     folder: Path, programs: Sequence[Program], stop: threading.Event, tell: Tell
 ) -> None:
@@ -122,12 +146,15 @@ def supervise(
 
 
 def read_processes(folder: Path) -> list[dict[str, object]]:
-    """What `supervise` wrote last, each with "running": whether that process lives."""
+    """What `supervise` wrote last, each with "running": whether that process lives.
+
+    Nothing, if the file is absent or damaged: it is written anew by the next change.
+    """
     try:
-        rows = json.loads((folder / PROCESSES_FILE).read_text())
-    except (OSError, ValueError):
+        rows = _ROWS.validate_json((folder / PROCESSES_FILE).read_bytes())
+    except (OSError, ValidationError):
         return []
-    return [{**row, "running": _lives(row["pid"], row["began"])} for row in rows]
+    return [{**row.model_dump(), "running": _lives(row.pid, row.began)} for row in rows]
 
 
 def last_words(folder: Path, name: str) -> str:

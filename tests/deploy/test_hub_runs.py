@@ -7,12 +7,22 @@ from importlib.resources import files
 
 import pytest
 
-from common.errors import JoinError, PlanError, RunError, SupervisorError
+from common.errors import JoinError, PlanError, ReleaseError, RunError, SupervisorError
 from deploy import run_state
-from deploy.hub_runs import stop_run, submit
-from deploy.run_state import RUNS, next_run, read_run
+from deploy.hub_runs import fail_run, note_waiting, stop_run, submit
+from deploy.run_state import (
+    FAILED_FILE,
+    REPORT_FILE,
+    RUNS,
+    WAITING_FILE,
+    WITHHELD_FILE,
+    next_run,
+    read_run,
+    read_waiting,
+)
 from deploy.start import alone, is_running
-from server.run_files import STARTED_FILE
+from deploy.supervisor import PROCESSES_FILE
+from server.run_files import ARM_RECORD_FILE, STARTED_FILE
 from tests.deploy.test_cli import refused
 from tests.joining import a_hub
 
@@ -155,3 +165,72 @@ def test_who_only_looks_keeps_no_supervisor_from_starting(hub):
     assert held.wait(5)
     with alone(hub, "hub"):
         looking.join()
+
+
+DAMAGED = {
+    "empty": b"",
+    "binary": b"\0\xff\xfe",
+    "cut": b'{"why": "no ro',
+    "a list": b"[1]",
+    "a number": b"5",
+    "nothing": b"null",
+    "a word": b'"x"',
+    "another": b'{"a": null}',
+    "of another kind": b'{"why": null, "waiting": 5}',
+    "deep": b"[" * 100_000,
+}
+damaged = pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+
+
+@damaged
+def test_a_damaged_list_of_programs_hides_no_run(hub, fedct, content):
+    (hub / PROCESSES_FILE).write_bytes(content)
+    with alone(hub, "hub"):
+        said = fedct("server", "status", hub)
+    assert (said.code, said.err) == (0, "")
+    assert "its processes.json can't be read, expected what" in flat(said.out)
+    assert "b comes after c, a" in said.out
+    assert fedct("server", "status", hub, "--format", "json").code == 54
+
+
+@damaged
+def test_a_run_whose_end_can_t_be_read_says_so_and_hides_no_other(hub, fedct, content):
+    bad, kept, other = (hub / RUNS / name for name in "cab")
+    fail_run(other, "no room")
+    (bad / FAILED_FILE).write_bytes(content)
+    for name in (ARM_RECORD_FILE, REPORT_FILE):
+        (kept / name).write_text("{}")
+    (kept / WITHHELD_FILE).write_bytes(content)
+    said = fedct("server", "status", hub)
+    assert "Traceback" not in said.err
+    for words in (
+        "c failed: run 'c' has a failed.json that can't be read, expected the reason",
+        "a withheld: run 'a' has a withheld.json that can't be read, expected",
+        "b failed: no room",
+    ):
+        assert words in flat(said.out)
+    said = fedct("server", "follow", hub, "c")
+    refused(said, RunError, "can't be read", "`fedct server resume` tries again")
+    said = fedct("server", "follow", hub, "a")
+    assert said.code == ReleaseError.exit_code
+    assert "report.json says what the model did not pass" in said.err
+    assert fedct("server", "resume", hub, "c", "--no-follow").code == 0
+    assert read_run(bad).state == "queued"
+
+
+@damaged
+def test_a_damaged_note_of_who_is_waited_for_is_written_anew(hub, content):
+    run = hub / RUNS / "c"
+    (run / STARTED_FILE).write_text("{}")
+    (run / WAITING_FILE).write_bytes(content)
+    assert (read_run(run).state, read_run(run).waiting) == ("running", {})
+    note_waiting(run, {"north": "its plan waits for approval"})
+    assert read_run(run).waiting == {"north": "its plan waits for approval"}
+    (run / WAITING_FILE).write_bytes(content)
+    note_waiting(run, {})
+    assert read_waiting(run) == {}
+
+
+def flat(text: str) -> str:
+    """Text without the line breaks of a narrow terminal."""
+    return " ".join(text.split())
