@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -60,6 +60,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from client.hub_road import HubAddress, hub_client
 from client.node_key import HubClock, NodeSignature
 from client.refusals import error_of, unregistered
+from common.error_numbers import ORDER_LOST
 from common.errors import JoinError, KeyInUseError, TransportError
 from common.packing import Packer, unpack
 from common.parts import PATH
@@ -209,13 +210,18 @@ class Fleet:
                 max_tries_per_object=None,
                 max_time=_PATIENCE_S,
             )
-            unpack(message, self._get_part, sys.maxsize)
-        except (ObjectPullError, MalformedError, _PartError) as error:
+        except ObjectPullError as error:
             self._tell(f"an order was lost on the way ({error})")
             return None
         message.metadata.__dict__["_message_id"] = tree.object_id
         TaskIdentity.run_id = run_id
         TaskIdentity.task_id = run_id
+        try:
+            unpack(message, self._get_part, sys.maxsize)
+        except (MalformedError, _PartError) as error:
+            self._tell(f"an order can't be read ({error}); asking for it again")
+            self.push(Message(Error(ORDER_LOST, ""), reply_to=message), 0.0)
+            return None
         return message
 
     def push(self, answer: Message, seconds: float) -> None:

@@ -12,10 +12,13 @@ any no of a hospital's policy, 105302 says that the site is paused. People read 
 from collections.abc import Mapping
 from typing import Final
 
-from common.errors import ERROR_BASE, FedctError
+from common.errors import ERROR_BASE, FedctError, TransportError
 
 UNFORESEEN: Final = ERROR_BASE + FedctError.exit_code
 """What stands for every failure that is none of ours."""
+
+ORDER_LOST: Final = 100 * (ERROR_BASE + TransportError.exit_code) + 1
+"""A site got an order whose parts it could not read, and asks for it again."""
 
 CHECKS: Final[Mapping[tuple[int, str], int]] = {
     (23, "note"): 1,
@@ -38,6 +41,7 @@ CHECKS: Final[Mapping[tuple[int, str], int]] = {
     (40, "headroom"): 19,
     (40, "weights"): 20,
     (40, "question"): 21,
+    (51, "order"): 1,
     (53, "approval"): 1,
     (53, "paused"): 2,
     (53, "queue"): 3,

@@ -21,6 +21,7 @@ from typing import Final
 
 from common.errors import TransportError
 from deploy.nginx_run import CONFIG, check
+from server.part_files import make_for_nginx
 
 ACCESS_LOG: Final = "access.jsonl"
 SHUTDOWN_S: Final = 45
@@ -108,7 +109,9 @@ def install(settings: HubGateway) -> bool:
     """
     folder = settings.folder
     try:
-        (folder / "temp").mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_for_nginx(folder / "temp")
+        make_for_nginx(folder / "parts")
         text = render(settings, _owner(folder) if os.geteuid() == 0 else None)
         new = folder / f"{CONFIG}.new"
         new.write_text(text)
@@ -133,6 +136,6 @@ def watched(settings: HubGateway) -> tuple[Path, ...]:
 
 def _owner(folder: Path) -> str:
     try:
-        return folder.owner()
+        return f"{folder.owner()} {folder.group()}"
     except KeyError:  # a mounted folder of a user whom this machine does not know
         return "root"

@@ -45,7 +45,7 @@ from server.hub_grid import HubGrid
 from server.members import Members
 from server.parcel_book import close_book
 from server.parcel_grid import ParcelGrid, Post
-from server.part_files import part_files
+from server.part_files import part_files, sweep
 from server.revocation import refresh_crl
 from server.run_files import PLAN_FILE
 from server.superlink import SuperLinkLine, superlink_of
@@ -82,6 +82,7 @@ def run_hub(folder: Path, stop: threading.Event) -> None:
     while not stop.is_set():
         run = next_run(folder / RUNS)
         if run is None:
+            sweep(folder)
             stop.wait(0.5)
             continue
         try:

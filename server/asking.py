@@ -17,6 +17,7 @@ from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from common.error_numbers import ORDER_LOST
 from common.errors import (
     ERROR_BASE,
     ContributionError,
@@ -51,8 +52,9 @@ _KEPT_S = 600.0
 taken in order, and who stands behind a late site must not be late too."""
 _LONGEST_REASON = 500
 """Characters of a sentence for the record; more than any of ours has."""
-_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
-"""Said by a grid alone; what a site says under these numbers gets another there."""
+_LOST = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ORDER_LOST)
+"""The first two are said by a grid alone; what a site says under these numbers gets
+another there. The last is the site's, and has its order sent again."""
 _AGAIN_S, _LONGEST_AGAIN_S = 1.0, 60.0
 """The pause before an order whose answer was lost goes out to the same process again:
 it is a whole model each time. Doubled from loss to loss."""

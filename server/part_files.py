@@ -7,7 +7,9 @@ nginx moves them (`deploy/nginx`), by the certificate that a site shows. Nothing
 outlives the process that sent the orders: what is asked is asked anew after a crash.
 """
 
+import os
 import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -15,14 +17,33 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from common.errors import EngineError
-
 PARTS: Final = Path("nginx/parts")
 """In the hub's folder."""
 _KEPT: Final = 3
 """Orders with a new model that lie ready: who is slower than that is late anyway."""
 _OLD_S: Final = 86_400.0
 """After a day, nobody takes what a site brought too late."""
+
+
+def make_for_nginx(folder: Path) -> None:
+    """Make a folder whose parent is there, for nobody but the parent's owner.
+
+    Where root starts the hub, nginx works as the owner of the hub's folder.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    owner, now = folder.parent.stat(), folder.stat()
+    if (owner.st_uid, owner.st_gid) != (now.st_uid, now.st_gid):
+        os.chown(folder, owner.st_uid, owner.st_gid)
+
+
+def sweep(hub: Path) -> None:
+    """While no run goes on: remove what a killed one left, or came after one's end."""
+    for name in ("in", "out"):
+        for left in (hub / PARTS / name).glob("*"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -49,6 +70,8 @@ class PartFiles:
             hub: The hub's folder.
         """
         self._out, self._in = hub / PARTS / "out", hub / PARTS / "in"
+        (hub / PARTS).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_for_nginx(hub / PARTS)
         self._laid: deque[frozenset[str]] = deque()
         self.clear()
 
@@ -57,27 +80,24 @@ class PartFiles:
         self._laid.clear()
         for folder in (self._out, self._in):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_for_nginx(folder)
 
     def lay_out(self, digest: str, content: memoryview) -> None:
         """Let sites fetch a part; any thread.
 
+        One that lies there already is written anew: a site that is asked again may
+        have found it damaged.
+
         Raises:
-            EngineError: The disk does not take it.
+            OSError: The disk does not take it.
         """
         path = self._out / digest
-        if path.exists():
-            return
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{threading.get_ident()}.tmp")
         try:
             temporary.write_bytes(content)
             temporary.replace(path)
-        except OSError as error:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise EngineError(
-                f"hub can't lay out a model ({error.strerror}), expected a disk with "
-                "room; make some, and it goes on"
-            ) from error
 
     def keep_newest(self, laid: Collection[str]) -> None:
         """Remove what was laid out for older orders.

@@ -64,4 +64,7 @@ class Presence:
         if self.arrival(node) is not None:
             return False
         since = self._lost.setdefault(node, time.monotonic())
-        return time.monotonic() - since >= self._rejoin_s
+        if time.monotonic() - since < self._rejoin_s:
+            return False
+        self._looked = float("-inf")  # it may have come a second ago
+        return self.arrival(node) is None

@@ -294,7 +294,7 @@ def peak_mb(pid):
 
 def test_a_body_above_flowers_objects_is_refused(chain):
     with chain.f.client(chain.f.north) as client:
-        assert client.post(ECHO, content=b"x" * (9 << 20)).status_code == 413
+        assert client.post(ECHO, content=b"x" * (18 << 20)).status_code == 413
 
 
 def test_the_log_tells_site_request_and_bytes_and_nothing_of_a_person(chain):

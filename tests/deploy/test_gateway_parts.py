@@ -1,6 +1,8 @@
 """Laws of the hub's shelf for parts of models and answers, on a real nginx."""
 
 import hashlib
+import os
+import pwd
 import socket
 import threading
 import time
@@ -13,11 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Array
 
 from client.fleet import Fleet
-from common.errors import EngineError, JoinError
+from common.errors import JoinError
 from common.parts import PART_BYTES, fetch, hand_over
 from deploy.nginx_run import reload
 from deploy.traffic import traffic_by_site
-from server.part_files import PARTS, PartFiles, part_files
+from server.part_files import PARTS, PartFiles, part_files, sweep
 from tests.faults.small_disk import needs_mount, small_disk
 from tests.federation.chain import (
     HUB_NAME,
@@ -119,7 +121,7 @@ def test_no_other_path_or_method_leads_anywhere(chain, files, method):
 
 def test_a_part_that_is_too_large_or_not_whole_leaves_nothing(chain, files):
     with chain.f.client(chain.f.north) as north:
-        assert north.put(PATH, content=b"x" * (9 << 20)).status_code == 413
+        assert north.put(PATH, content=b"x" * (PART_BYTES + 1)).status_code == 413
     with (
         socket.create_connection(("127.0.0.1", chain.f.hub.port), 10) as raw,
         chain.f.tls(chain.f.north).wrap_socket(raw, server_hostname=HUB_NAME) as line,
@@ -201,7 +203,7 @@ def test_a_hub_whose_disk_is_full_is_waited_for_and_told(chain, files):
     assert "it can't store a part; is its disk full?" in said[0]
     with small_disk(chain.parts / "out") as disk:
         disk.fill()
-        with pytest.raises(EngineError, match="No space left on device"):
+        with pytest.raises(OSError, match="No space left on device"):
             hand_over(whole, files.lay_out)
         assert [path.name for path in (chain.parts / "out").iterdir()] == ["ballast"]
         disk.free()
@@ -235,6 +237,41 @@ def test_a_run_begins_with_nothing_and_leaves_nothing(chain, files):
             north.put(PATH, content=SAID)
             assert parts.take("north", DIGEST) == SAID
     assert not [path for path in chain.parts.rglob("*") if path.is_file()]
+
+
+def test_equal_parts_are_laid_out_at_once_by_several_hands(chain, files):
+    """Zeros, as SCAFFOLD's first control variate: two threads write one part."""
+    zeros = Array("u1", (1,), "raw", bytes(16 * PART_BYTES))
+    for _ in range(5):
+        parted = hand_over(zeros, files.lay_out)
+    with fleet_of(chain) as fleet:
+        assert fetch(parted, fleet._get_part, 1 << 28).data == zeros.data
+
+
+def test_while_no_run_goes_on_nothing_stays(chain, files):
+    files.lay_out(DIGEST, memoryview(SAID))  # of a run that was killed
+    with chain.f.client(chain.f.north) as north:
+        north.put(PATH, content=SAID)
+        sweep(chain.f.root)
+        assert not [path for path in chain.parts.rglob("*") if path.is_file()]
+        assert north.put(PATH, content=SAID).status_code == 201  # too late for it
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+def test_root_starts_a_hub_for_the_owner_of_its_folder(tmp_path_factory):
+    federation = Federation(tmp_path_factory.mktemp("owned"), free_port())
+    www = pwd.getpwnam("www-data")
+    for folder in (federation.root, *federation.root.parents[:-1]):
+        folder.chmod(folder.stat().st_mode | 0o711)
+    federation.hub.folder.mkdir()
+    for path in (federation.root, *federation.root.rglob("*")):
+        os.chown(path, www.pw_uid, www.pw_gid)
+    with running(federation.hub), federation.client(federation.north) as north:
+        files = PartFiles(federation.root)
+        files.lay_out(DIGEST, memoryview(SAID))
+        assert north.get(PATH).content == SAID
+        assert north.put(PATH, content=SAID).status_code == 201
+        assert files.take("north", DIGEST) == SAID
 
 
 def test_a_revoked_site_fetches_nothing_more(chain, files):

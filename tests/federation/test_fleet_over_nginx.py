@@ -23,13 +23,18 @@ import client.node_key
 from client.echo import echo
 from client.fleet import Fleet
 from common.errors import JoinError, TransportError
+from common.exchange import TrainOrder, Update
 from common.keys import openssh_line
+from common.parameters import digest_of
 from common.parts import PART_BYTES
 from deploy.nginx_run import reload
 from deploy.traffic import traffic_by_site
+from server.asking import Line, ask
 from server.hub_grid import HubGrid
 from server.part_files import PARTS
+from server.presence import Presence
 from server.superlink import SuperLinkAddress, SuperLinkLine, node_key_bytes
+from server.verifying import Verifier
 from tests.federation.chain import (
     Federation,
     free_port,
@@ -220,6 +225,35 @@ def test_an_answer_whose_parts_are_not_there_is_refused_and_nothing_stays(
                 if harmed:
                     assert words in reply.error.reason
     assert not harm or not list(brought.iterdir())
+
+
+@pytest.mark.parametrize("harm", ["damaged", "absent"])
+def test_an_order_whose_parts_can_t_be_read_is_sent_again(chain, harm, monkeypatch):
+    said: list[str] = []
+    model = np.random.default_rng(3).random(400_000, np.float32)
+    order = TrainOrder("r", "d", 1, 0, model, digest_of(model))
+    with (
+        echoing(
+            Fleet(chain.f.address(), chain.key, said.append, threading.Event())
+        ) as n,
+        chain.line.channel() as channel,
+    ):
+        grid = grid_of(channel, chain.f.root, n)
+        lay_out, laid = grid._parts.lay_out, []
+
+        def harmed(digest: str, content: memoryview) -> None:
+            laid.append(digest)
+            lay_out(digest, content)
+            path = chain.f.root / PARTS / "out" / digest
+            if len(laid) == 1:
+                path.write_bytes(b"x") if harm == "damaged" else path.unlink()
+
+        monkeypatch.setattr(grid._parts, "lay_out", harmed)
+        line = Line(grid, Verifier(), Presence(grid, rejoin_s=60.0))
+        (reply,) = ask(line, {"north": n}, {"north": order}, Update, 60.0)
+    assert len(laid) == 2
+    assert "asking for it again" in said[0]
+    assert reply.outcome == "refused"  # an echo is no update; it came
 
 
 # --- the echo -------------------------------------------------------------------------
