@@ -26,6 +26,7 @@ from client.mask_memory import (
     save_carried,
 )
 from client.peers import check_peers
+from client.state import STATES
 from common.errors import ContributionError
 from common.exchange import (
     RUN_ID,
@@ -302,7 +303,7 @@ class SiteMasks:
         return one
 
     def _run(self, run: str) -> Path:
-        return self._folder / "state" / run
+        return self._folder / STATES / run
 
     def _unknown(self, number: int) -> ContributionError:
         return ContributionError(

@@ -10,6 +10,7 @@ but the gate: who rehearses owns all of it, and laid the plan into the folder.
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from client.policy import (
 from client.private_files import FILE_MODE
 from client.site import PLAN_FILE, read_site
 from client.site_file import CLIENT_FILE, read_site_file
+from client.state import forget_old_states
 from common.errors import JoinError
 from common.exchange import (
     Answer,
@@ -132,6 +134,7 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         return
     policy = read_site_file(folder).policy
     if isinstance(order, Hello):
+        forget_old_states(folder, time.time())
         queue_plan(folder, order.plan_toml, order.run, policy, order.sites)
     number = None if isinstance(order, Hello) else order.round
     doing = _DOING[type(order)]

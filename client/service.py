@@ -31,7 +31,7 @@ from client.dp_site import (
 )
 from client.intake.run import SiteData
 from client.patches import PatchSampler
-from client.state import SiteState, load_state, save_state
+from client.state import STATES, SiteState, load_state, save_state
 from client.store import CaseStore
 from client.train import (
     NOTHING,
@@ -328,7 +328,7 @@ class SiteService:
         )
 
     def _state_folder(self, run: str) -> Path:
-        return self._folder / "state" / run
+        return self._folder / STATES / run
 
     def _recall(self, run: str, number: int) -> SiteState:
         if number == 0:

@@ -27,6 +27,9 @@ from torch import Tensor
 from client.private_files import FILE_MODE, make_private_folder, sync_folder
 from common.errors import StoreError
 
+STATES = "state"
+"""In a site's folder; holds a folder for each run."""
+KEPT_S = 30 * 86_400.0
 _SLOTS = ("a.state", "b.state", "c.state")
 _ROUND_BYTES, _CRC_BYTES = 8, 4
 """A file begins with its round and the CRC-32 of what follows, little endian."""
@@ -103,6 +106,24 @@ def load_state(folder: Path, number: int) -> SiteState:
             "expected the file it wrote then; this site can rejoin only in a new run",
             code="state",
         ) from error
+
+
+def forget_old_states(site: Path, now: float) -> None:
+    """Remove the training states of runs that nobody went on with for a month.
+
+    Only these large files go: which questions of a run were answered, and which sums
+    opened, is kept for ever.
+
+    Args:
+        site: The site's folder.
+        now: Seconds since 1970.
+    """
+    for run in (site / STATES).glob("*"):
+        states = [path for name in _SLOTS for path in run.rglob(name)]
+        last = max((path.stat().st_mtime for path in states), default=now)
+        if now - last > KEPT_S:
+            for path in states:
+                path.unlink(missing_ok=True)
 
 
 def _slot_to_overwrite(folder: Path, number: int, keep: int) -> Path:

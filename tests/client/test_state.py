@@ -4,7 +4,13 @@ import os
 import pytest
 import torch
 
-from client.state import SiteState, load_state, save_state
+from client.state import (
+    KEPT_S,
+    SiteState,
+    forget_old_states,
+    load_state,
+    save_state,
+)
 from common.errors import StoreError
 from tests.client.conftest import order, quiet, slices
 
@@ -137,3 +143,26 @@ def test_a_disk_that_takes_no_more_is_named_and_costs_no_other_round(
     with pytest.raises(StoreError, match=r"state of round 3 \(No space left"):
         save_state(folder, 3, state(3), keep=2)
     assert value_of(load_state(folder, 2)) == 2
+
+
+def test_a_month_later_only_the_large_files_of_a_run_are_gone(tmp_path):
+    for run in ("old", "new"):
+        folder = tmp_path / "state" / run
+        save_state(folder, 1, state(1), keep=0)
+        save_state(folder / "carried", 1, state(1), keep=0)
+        (folder / "answered.json").write_text("{}")
+    now = (tmp_path / "state/old/a.state").stat().st_mtime + KEPT_S
+    forget_old_states(tmp_path, now)
+    assert value_of(load_state(tmp_path / "state/old", 1)) == 1
+    for path in (tmp_path / "state/new").rglob("*.state"):
+        os.utime(path, (now, now))
+    forget_old_states(tmp_path, now + 10)
+    left = {str(p.relative_to(tmp_path / "state")) for p in tmp_path.rglob("*.*")}
+    assert left == {
+        "old/answered.json",
+        "new/answered.json",
+        "new/a.state",
+        "new/carried/a.state",
+    }
+    with pytest.raises(StoreError, match="lost its training state"):
+        load_state(tmp_path / "state/old", 1)
