@@ -20,7 +20,20 @@ start_app = typer.Typer()
 
 HubArgument = Annotated[Path, typer.Argument(help="The hub's folder.")]
 RunArgument = Annotated[str, typer.Argument(help="Name of the run.")]
+_SHORTEST_DAYS, _LONGEST_DAYS = 0.01, 3650.0
 _HUB_IS_DOWN = "hub is not running; start it with `fedct server start`"
+
+
+def _days(days: float) -> float:
+    """Refuse a time that no answer could keep, or that has no date at its end."""
+    from common.errors import UsageError
+
+    if not _SHORTEST_DAYS <= days <= _LONGEST_DAYS:  # nan is no number of days either
+        raise UsageError(
+            f"run got --parcel-days {days:g}, expected {_SHORTEST_DAYS:g} to "
+            f"{_LONGEST_DAYS:g}; choose how long a file may be on its way and back"
+        )
+    return days
 
 
 @run_app.command("start")
@@ -67,7 +80,11 @@ def server_run(
         ),
     ] = None,
     parcel_days: Annotated[
-        float, typer.Option(min=0.01, help="How long each file waits for its answer.")
+        float,
+        typer.Option(
+            callback=_days,
+            help="How long each file waits for its answer, 0.01 to 3650.",
+        ),
     ] = 14.0,
     follow: Annotated[
         bool, typer.Option(help="Show how it goes on; Ctrl-C leaves it running.")

@@ -25,7 +25,7 @@ from deploy.engine import InProcessGrid
 from deploy.parcel_work import PARCELS
 from deploy.phantom.formats import write_images
 from deploy.phantom.scanner import HOSPITALS
-from deploy.run_state import read_run
+from deploy.run_state import read_request, read_run
 from server.asking import question
 from server.federation import first_model
 from server.hub import open_hub
@@ -143,6 +143,25 @@ def test_a_run_names_the_sites_that_are_reached_by_files(place, fedct):
     assert (request["parcels"], request["parcel_s"]) == (["north"], 3 * 86400.0)
     said = fedct("server", "run", "hub", "lung.toml", "--parcel", "east", *QUIETLY)
     refused(said, UsageError, "--parcel east", "(north)")
+
+
+@pytest.mark.parametrize("days", ["1e300", "inf", "-inf", "nan", "0", "0.009", "3651"])
+def test_a_time_that_no_calendar_has_is_refused(place, fedct, days):
+    words = ("server", "run", "hub", "lung.toml", "--name", "other", "--no-follow")
+    said = fedct(*words, "--parcel", "north", "--parcel-days", days)
+    refused(said, UsageError, "--parcel-days", "expected 0.01 to 3650; choose")
+    assert not (place.run.parent / "other").exists()
+
+
+def test_the_longest_time_has_a_date(place, fedct):
+    words = ("server", "run", "hub", "lung.toml", "--name", "other", "--no-follow")
+    said = fedct(*words, "--parcel", "north", "--parcel-days", "3650")
+    assert said.code == 0, said.err
+    order = Hello("run", "p", "", "ab" * 32)
+    request = read_request(place.run.parent / "other")
+    entry = enter(place.run, "north", order, datetime.now(UTC), request.parcel_s)
+    year = datetime.now(UTC).year + 9
+    assert entry.due_text[:4] in (str(year), str(year + 1))
 
 
 def test_a_plan_has_to_be_approved_and_then_the_same_order_is_worked_on(place, fedct):
