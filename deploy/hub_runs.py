@@ -8,11 +8,12 @@ network fits the patch is for the runner to say, which has all of it loaded.
 import json
 import re
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from client.private_files import make_private_folder
-from common.durable import write_whole
+from common.durable import TEMPORARY, write_whole
 from common.errors import PlanError, RunError, UsageError
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
@@ -68,13 +69,7 @@ def submit(
     name = name or plan.plan.name
     _check_sites(plan, plan_path.name, len(sites), bool(parcels))
     folder = runs / name
-    if folder.exists():
-        raise RunError(
-            f"run {name!r} exists already, expected a new name; go on with it by "
-            f"`fedct server resume {runs.parent} {name}`, or choose another --name"
-        )
-    make_private_folder(folder)
-    write_whole(folder / PLAN_FILE, plan_toml(plan, with_simulation=False).encode())
+    left = _left_over(folder)
     request = RunRequest(
         sites=tuple(sorted(sites)),
         asked=now(),
@@ -82,8 +77,42 @@ def submit(
         parcels=tuple(sorted(parcels)),
         parcel_s=parcel_s,
     )
-    write_whole(folder / REQUEST_FILE, request.model_dump_json(indent=1).encode())
+    content = plan_toml(plan, with_simulation=False).encode()
+    try:
+        make_private_folder(folder)
+        for path in left:
+            path.unlink(missing_ok=True)
+        write_whole(folder / PLAN_FILE, content)
+        write_whole(folder / REQUEST_FILE, request.model_dump_json(indent=1).encode())
+    except BaseException:  # a full disk or Ctrl-C
+        if not (folder / REQUEST_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
+
+
+def _left_over(folder: Path) -> list[Path]:
+    """The files of a request that was cut short, where a new run may take its place.
+
+    Raises:
+        RunError: The name is taken.
+    """
+    name = folder.name
+    if (folder / REQUEST_FILE).exists():
+        raise RunError(
+            f"run {name!r} exists already, expected a new name; go on with it by "
+            f"`fedct server resume {folder.parents[1]} {name}`, or choose another "
+            "--name"
+        )
+    if not folder.exists():
+        return []
+    left = list(folder.iterdir())
+    if any(path.name != PLAN_FILE and path.suffix != TEMPORARY for path in left):
+        raise RunError(
+            f"run {name!r} has files in its folder but no {REQUEST_FILE}, expected a "
+            "new name; put that file back from a backup, or choose another --name"
+        )
+    return left
 
 
 def _check_sites(plan: Plan, name: str, sites: int, by_files: bool) -> None:

@@ -1,5 +1,6 @@
 """Which runs a hub takes on: those whose rounds could close."""
 
+import errno
 import re
 import threading
 import time
@@ -7,12 +8,14 @@ from importlib.resources import files
 
 import pytest
 
+from common.durable import write_whole
 from common.errors import JoinError, PlanError, ReleaseError, RunError, SupervisorError
 from deploy import run_state
 from deploy.hub_runs import fail_run, note_waiting, stop_run, submit
 from deploy.run_state import (
     FAILED_FILE,
     REPORT_FILE,
+    REQUEST_FILE,
     RUNS,
     WAITING_FILE,
     WITHHELD_FILE,
@@ -84,6 +87,43 @@ def test_a_run_is_named_as_its_plan_and_not_as_the_file(tmp_path):
     again = re.escape(f"`fedct server resume {tmp_path / 'hub'} rehearsal`")
     with pytest.raises(RunError, match=again):
         submit(tmp_path / "hub" / RUNS, path, None, SITES)
+
+
+@pytest.mark.parametrize("full", ["plan.toml", "request.json"])
+def test_a_disk_that_is_full_keeps_no_name(tmp_path, monkeypatch, full):
+    def write(path, content):
+        if path.name == full:
+            path.with_suffix(".tmp").write_bytes(content[:1])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_whole(path, content)
+
+    monkeypatch.setattr("deploy.hub_runs.write_whole", write)
+    runs, path = tmp_path / "hub" / RUNS, plan(tmp_path)
+    with pytest.raises(OSError, match="No space"):
+        submit(runs, path, "lung", SITES)
+    assert list(runs.iterdir()) == []
+    monkeypatch.undo()
+    assert read_run(submit(runs, path, "lung", SITES)).state == "queued"
+
+
+@pytest.mark.parametrize("left", [(), ("plan.toml", "request.json.7.tmp")])
+def test_a_request_that_was_cut_short_keeps_no_name(tmp_path, left):
+    folder = tmp_path / "hub" / RUNS / "lung"
+    folder.mkdir(mode=0o700, parents=True)
+    for name in left:
+        (folder / name).write_bytes(b"cut")
+    assert submit(folder.parent, plan(tmp_path), "lung", SITES) == folder
+    assert sorted(p.name for p in folder.iterdir()) == ["plan.toml", "request.json"]
+    assert read_run(folder).rounds == 5
+
+
+def test_a_run_that_lost_its_request_is_not_mixed_with_a_new_one(tmp_path):
+    folder = submit(tmp_path / "hub" / RUNS, plan(tmp_path), "lung", SITES)
+    (folder / STARTED_FILE).write_text("{}")
+    (folder / REQUEST_FILE).unlink()
+    with pytest.raises(RunError, match=r"no request\.json, expected a new name"):
+        submit(folder.parent, plan(tmp_path), "lung", SITES)
+    assert (folder / STARTED_FILE).exists()
 
 
 @pytest.fixture
