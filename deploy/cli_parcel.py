@@ -73,6 +73,11 @@ def client_work(
     from common.errors import UsageError
     from deploy.parcel_work import work_parcel
 
+    if order.is_dir():
+        raise UsageError(
+            f"work got {str(order)!r} as the order, which is a folder, expected a "
+            "file; name the .order in it that the coordinator brought"
+        )
     path = out or order.with_suffix(".answer")
     if path.is_dir():
         path = path / order.with_suffix(".answer").name

@@ -288,6 +288,12 @@ def test_an_answer_that_can_t_be_written_is_kept_at_the_site(approved, fedct):
     refused(fedct("client", "work", "north", order, "--out", order), UsageError)
 
 
+@pytest.mark.parametrize("order", ["", ".", "..", "/", "north"])
+def test_a_folder_is_no_order(place, fedct, order):
+    said = fedct("client", "work", "north", order)
+    refused(said, UsageError, "which is a folder, expected a file; name the .order")
+
+
 def test_a_site_with_an_older_kit_is_told_to_renew(approved, fedct):
     order = approved.train()
     path = Path("north/tls/kit.json")
