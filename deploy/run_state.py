@@ -106,7 +106,7 @@ class RunState(BaseModel):
     waiting: dict[str, str]
     """Before the first round: site or node to the reason why it is not in."""
     behind: list[str] = []
-    """Of a queued run: the runs that end before it begins, the first one first."""
+    """Of a run that waits its turn: those that end before, the first one first."""
 
 
 def next_run(runs: Path) -> Path | None:
@@ -175,7 +175,7 @@ def read_run(folder: Path) -> RunState:
         why=_why(folder, state),
         parcels=parcels,
         waiting={who: why for who, why in waiting.items() if who not in by_file},
-        behind=_behind(folder) if state == "queued" else [],
+        behind=_behind(folder) if state in ("queued", "running") else [],
     )
 
 
@@ -217,11 +217,24 @@ def _in_turn(runs: Path) -> list[Path]:
 
 
 def _behind(folder: Path) -> list[str]:
-    """What a queued run waits for: runs asked for before it, or begun before it."""
+    """What a run waits for: the one at hand, then those asked for before it."""
     turns = _in_turn(folder.parent)
-    before = turns[: turns.index(folder)] if folder in turns else []
-    begun = [f for f in turns if f not in before and _state(f) == "running"]
-    return [other.name for other in (*begun, *before)]
+    at_hand = max(
+        (f for f in turns if _state(f) == "running"), key=_taken, default=None
+    )
+    if folder == at_hand or folder not in turns:
+        return []
+    before = turns[: turns.index(folder)]
+    first = [] if at_hand is None else [at_hand]
+    return [f.name for f in (*first, *(f for f in before if f != at_hand))]
+
+
+def _taken(folder: Path) -> int:
+    """When the runner took a run up: `begin` writes this file each time, in ns."""
+    try:
+        return (folder / STARTED_FILE).stat().st_mtime_ns
+    except OSError:  # it ended this moment
+        return 0
 
 
 def _asked(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Which runs a hub takes on: those whose rounds could close."""
 
 import errno
+import os
 import re
 import threading
 import time
@@ -144,6 +145,22 @@ def test_a_queued_run_names_those_before_it(hub):
     (hub / RUNS / "b" / STARTED_FILE).write_text("{}")  # begun, and asked for later
     assert read_run(hub / RUNS / "a").behind == ["b"]
     assert read_run(hub / RUNS / "b").behind == []
+
+
+def test_a_resumed_run_that_waits_its_turn_names_the_one_at_hand(hub, fedct):
+    for number, name in enumerate("cb"):  # c was stopped while b had its turn
+        started = hub / RUNS / name / STARTED_FILE
+        started.write_text("{}")
+        os.utime(started, ns=(number, number))
+    behind = {name: read_run(hub / RUNS / name).behind for name in "abc"}
+    assert behind == {"a": ["b", "c"], "b": [], "c": ["b"]}
+    with alone(hub, "hub"):
+        assert "c comes after b" in fedct("server", "status", hub).out
+        stop_run(hub / RUNS / "c")
+        said = fedct("server", "resume", hub, "c", "--no-follow")
+        assert (said.code, said.err) == (0, "it waits: its turn comes after b\n")
+    os.utime(hub / RUNS / "c" / STARTED_FILE)  # b ended or the hub began anew
+    assert read_run(hub / RUNS / "c").behind == []
 
 
 def test_who_follows_or_leaves_a_run_is_told_what_it_waits_for(hub, fedct, tmp_path):
