@@ -225,11 +225,14 @@ def _offline_sites(chosen: tuple[str, ...], text: str | None) -> tuple[str, ...]
 
 
 def _run_folder(hub: Path, run: str) -> Path:
+    from deploy.hub_runs import check_name
     from deploy.run_state import RUNS
     from server.hub import read_hub_file
 
     read_hub_file(hub)
-    return hub / RUNS / Path(run).name
+    name = Path(run).name
+    check_name(name, "see `fedct server status` for those there are")
+    return hub / RUNS / name
 
 
 def _go_on(hub: Path, folder: Path, follow: bool) -> None:

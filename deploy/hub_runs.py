@@ -34,6 +34,8 @@ from server.run_files import PLAN_FILE
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,37}")
 """With 16 digits of the plan before it and 8 random ones behind, it makes a run's id
 (`exchange.RUN_ID`)."""
+_SHOWN = 80
+"""Characters of a wrong name that a complaint repeats."""
 
 
 def submit(
@@ -60,11 +62,8 @@ def submit(
     Raises:
         FedctError: The plan can't work with these sites, or the name is taken.
     """
-    if name is not None and not _NAME.fullmatch(name):
-        raise UsageError(
-            f"run got the name {name!r}, expected lowercase letters, digits, dots and "
-            "hyphens, at most 38; choose another --name"
-        )
+    if name is not None:
+        check_name(name, "choose another --name")
     plan = load_plan(plan_path)
     name = name or plan.plan.name
     _check_sites(plan, plan_path.name, len(sites), bool(parcels))
@@ -89,6 +88,24 @@ def submit(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+def check_name(name: str, way: str) -> None:
+    """Refuse what no run can be called.
+
+    Args:
+        name: Of a run, as it was typed.
+        way: What to do about another one.
+
+    Raises:
+        UsageError: It breaks the rule.
+    """
+    if not _NAME.fullmatch(name):
+        got = repr(name) if len(name) <= _SHOWN else f"of {len(name)} characters"
+        raise UsageError(
+            f"run got the name {got}, expected lowercase letters, digits, "
+            f"dots, hyphens and underscores, at most 38; {way}"
+        )
 
 
 def _left_over(folder: Path) -> list[Path]:

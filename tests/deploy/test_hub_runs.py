@@ -10,7 +10,14 @@ from importlib.resources import files
 import pytest
 
 from common.durable import write_whole
-from common.errors import JoinError, PlanError, ReleaseError, RunError, SupervisorError
+from common.errors import (
+    JoinError,
+    PlanError,
+    ReleaseError,
+    RunError,
+    SupervisorError,
+    UsageError,
+)
 from deploy import run_state
 from deploy.hub_runs import fail_run, note_waiting, stop_run, submit
 from deploy.run_state import (
@@ -203,6 +210,14 @@ def test_a_folder_that_is_no_hub_s_has_no_runs_to_follow(fedct, tmp_path, hub):
         said = fedct("server", verb, tmp_path / "nohub", "lung-1")
         refused(said, JoinError, "no readable hub.toml")
     refused(fedct("server", "follow", hub, "lung-1"), RunError, "no run 'lung-1'")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 39, "", ".", "..", "A b", "a\0"])
+def test_what_no_run_can_be_called_is_refused_by_the_rule(hub, fedct, name):
+    for verb in ("follow", "stop", "resume"):
+        said = fedct("server", verb, hub, name)
+        refused(said, UsageError, "run got the name ", "at most 38; see `fedct server")
+        assert len(said.err) < 260
 
 
 def test_who_only_looks_keeps_no_supervisor_from_starting(hub):
