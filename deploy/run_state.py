@@ -100,7 +100,7 @@ class RunState(BaseModel):
     sites: tuple[str, ...]
     """Who was asked for."""
     why: str
-    """What ended a failed run, or withholds the model of another; else empty."""
+    """What ended a failed run, withholds its model, or is damaged; else empty."""
     parcels: list[OpenParcel]
     """Orders in files that wait for their answer."""
     waiting: dict[str, str]
@@ -162,7 +162,11 @@ def read_run(folder: Path) -> RunState:
             waiting={},
         )
     state = _state(folder)
-    parcels = _open_parcels(folder) if state in ("running", "stopped") else []
+    why, parcels = _why(folder, state), []
+    try:
+        parcels = _open_parcels(folder) if state in ("running", "stopped") else []
+    except RunError as error:
+        why = str(error)
     early = state == "running" and not rounds_done
     waiting = (read_waiting(folder) if early else None) or {}
     by_file = {order.site for order in parcels}
@@ -172,7 +176,7 @@ def read_run(folder: Path) -> RunState:
         rounds_done=rounds_done,
         rounds=rounds,
         sites=request.sites,
-        why=_why(folder, state),
+        why=why,
         parcels=parcels,
         waiting={who: why for who, why in waiting.items() if who not in by_file},
         behind=_behind(folder) if state in ("queued", "running") else [],

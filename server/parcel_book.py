@@ -25,10 +25,11 @@ from typing import Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.canonical import items
 from common.durable import write_whole
+from common.errors import RunError
 from common.exchange import Hello, JudgeOrder, Order, Part, TrainOrder
 from common.parcel_file import Kind
 
@@ -40,6 +41,9 @@ _KIND: dict[type[Order], Kind] = {
     TrainOrder: "train",
     JudgeOrder: "evaluate",
 }
+
+_LAST_S = int(datetime(9999, 12, 31, tzinfo=UTC).timestamp())
+"""The last day that has a date, in seconds since 1970."""
 
 
 class PostedOrder(BaseModel):
@@ -65,7 +69,7 @@ class PostedOrder(BaseModel):
     """`question_of` the order."""
     written: int
     """When, seconds since 1970, UTC."""
-    due: int
+    due: int = Field(ge=0, le=_LAST_S)
     """Until when an answer is waited for, the same."""
 
     @property
@@ -98,12 +102,24 @@ def question_of(order: Order) -> str:
 
 
 def orders_of(run: Path) -> list[PostedOrder]:
-    """Every order of a run that went out as a file, by site and number."""
-    found = [
-        PostedOrder.model_validate_json(path.read_bytes())
-        for path in (run / PARCELS / "orders").glob("*.json")
-    ]
+    """Every order of a run that went out as a file, by site and number.
+
+    Raises:
+        RunError: The file of one is damaged.
+    """
+    found = [_read(run, path) for path in (run / PARCELS / "orders").glob("*.json")]
     return sorted(found, key=lambda order: (order.site, order.number))
+
+
+def _read(run: Path, path: Path) -> PostedOrder:
+    try:
+        return PostedOrder.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RunError(
+            f"run {run.name!r} has an order {path.name} in {PARCELS}/orders that can't "
+            f"be read ({type(error).__name__}), expected what the hub wrote; put it "
+            "back from a backup, or ask for the run anew under another name"
+        ) from error
 
 
 def open_orders(run: Path) -> list[PostedOrder]:

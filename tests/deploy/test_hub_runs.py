@@ -303,6 +303,20 @@ def test_a_damaged_note_of_who_is_waited_for_is_written_anew(hub, content):
     assert read_waiting(run) == {}
 
 
+@pytest.mark.parametrize("content", [b"", b"\0", b"[" * 100_000, b'{"due": 1e300}'])
+def test_a_damaged_order_in_a_file_hides_no_run_and_can_be_stopped(hub, fedct, content):
+    run = hub / RUNS / "c"
+    (run / STARTED_FILE).write_text("{}")
+    (run / "parcels/orders").mkdir(parents=True)
+    (run / "parcels/orders/1.json").write_bytes(content)
+    with alone(hub, "hub"):
+        said = fedct("server", "status", hub)
+    assert (said.code, said.err) == (0, "")
+    assert "c running: run 'c' has an order 1.json in parcels/orders" in flat(said.out)
+    assert "b comes after c, a" in said.out
+    assert fedct("server", "stop", hub, "c").code == 0
+
+
 def flat(text: str) -> str:
     """Text without the line breaks of a narrow terminal."""
     return " ".join(text.split())
