@@ -27,7 +27,6 @@ def test_the_claim_stands_and_a_tenth_of_the_noise_is_found(told, claim):
     )
     assert audited.stands
     assert audited.finds_the_bug
-    assert audited.bound > 0.2 * claim  # the audit sees something
 
 
 @row(

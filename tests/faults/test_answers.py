@@ -44,7 +44,6 @@ def test_an_answer_comes_twice(fed, seen):
     17,
     "replay of an earlier round's answer, as it was and under this order's words",
     "refused",
-    short=True,
 )
 def test_an_earlier_answer_is_replayed(fed, seen):
     north = fed.site("north")

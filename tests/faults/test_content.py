@@ -40,7 +40,6 @@ def quoted(reasons):
     19,
     "an update with one NaN, one with one infinity",
     "refused by name, round goes on",
-    short=True,
 )
 def test_an_update_is_not_finite(fed, seen):
     lies = [("answer", "nan", "norm nan"), ("answer", "infinite", "norm inf")]

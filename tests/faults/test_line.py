@@ -175,7 +175,7 @@ def test_one_line_is_narrow(fed, seen):
     seen(f"slower: “{late.reason('north', 2)}” ({allowed_s:.0f} s), in round 3 again")
 
 
-@row(14, "reset in the TLS handshake, every time for 5 s", "retry", short=True)
+@row(14, "reset in the TLS handshake, every time for 5 s", "retry")
 def test_the_handshake_is_reset(fed, seen):
     run, north = before_upload(fed)
     late_s = disturb(run, north, 5.0, reset_after=IN_HANDSHAKE)
