@@ -1,7 +1,8 @@
 """The hub's public port: settings in, a configuration for nginx out.
 
 The TLS that the internet meets is nginx's, not ours: it asks for client certificates,
-reads the revocation list, and lets nothing through but the Fleet API and health.
+reads the revocation list, and lets nothing through but the Fleet API, parts of models
+and health.
 `install` has nginx itself test a configuration before it takes the place of the old
 one, so that what lies in the folder can always be started (`deploy.nginx_run`).
 

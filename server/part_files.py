@@ -37,7 +37,7 @@ def make_for_nginx(folder: Path) -> None:
 
 
 def sweep(hub: Path) -> None:
-    """While no run goes on: remove what a killed one left, or came after one's end."""
+    """Remove all: what a run left that was killed, and what came after one's end."""
     for name in ("in", "out"):
         for left in (hub / PARTS / name).glob("*"):
             if left.is_dir():
@@ -69,18 +69,18 @@ class PartFiles:
         Args:
             hub: The hub's folder.
         """
+        self._hub = hub
         self._out, self._in = hub / PARTS / "out", hub / PARTS / "in"
         (hub / PARTS).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        make_for_nginx(hub / PARTS)
+        for folder in (hub / PARTS, self._out, self._in):
+            make_for_nginx(folder)
         self._laid: deque[frozenset[str]] = deque()
         self.clear()
 
     def clear(self) -> None:
         """Remove all."""
         self._laid.clear()
-        for folder in (self._out, self._in):
-            shutil.rmtree(folder, ignore_errors=True)
-            make_for_nginx(folder)
+        sweep(self._hub)
 
     def lay_out(self, digest: str, content: memoryview) -> None:
         """Let sites fetch a part; any thread.
