@@ -66,5 +66,22 @@ def guessed(members: int, others: int) -> tuple[float, float]:
         members: M, at least one.
         others: N, at least one.
     """
-    spread = 1.96 * math.sqrt((members + others + 1) / (12 * members * others))
+    spread = _spread(members, others)
     return max(0.0, 0.5 - spread), min(1.0, 0.5 + spread)
+
+
+def at_most(auc: float, members: int, others: int) -> float:
+    """What an AUC may be with all the cases there could be, 39 times of 40.
+
+    An AUC spreads most where it is 0.5, so that spread is taken for all.
+
+    Args:
+        auc: Of the cases it was tried on.
+        members: M, at least one.
+        others: N, at least one.
+    """
+    return min(1.0, auc + _spread(members, others))
+
+
+def _spread(members: int, others: int) -> float:
+    return 1.96 * math.sqrt((members + others + 1) / (12 * members * others))

@@ -19,8 +19,9 @@ class Release(Section):
     """Most that the run may have cost a patient of any site, by the larger of two
     accountants; a site that says nothing of it fails."""
     max_membership_auc: Annotated[float, Field(ge=0.5, le=1.0)] | None = None
-    """How well training cases may be told from test cases by the loss. It can be
-    measured in a rehearsal only; elsewhere nothing is handed out."""
+    """How well training cases may be told from test cases by the loss, with the room
+    that few cases leave to chance. It can be measured in a rehearsal only; elsewhere
+    nothing is handed out."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:

@@ -22,7 +22,7 @@ from common.accounting import NoisySteps, cost_of, noise_for
 from common.case import PreparedCase
 from common.durable import write_whole
 from common.errors import FedctError, ReleaseError, RunError
-from common.membership import membership_of
+from common.membership import at_most, membership_of
 from common.parameters import digest_of, load_vector
 from common.plan import Plan
 from common.plan_file import load_plan
@@ -150,14 +150,24 @@ def refusals(record: PrivacyRecord, release: Release) -> list[str]:
             got = "not told by every site" if epsilon is None else f"{epsilon:.1f}"
             said.append(f"epsilon is {got}, expected at most {release.max_epsilon:g}")
     if release.max_membership_auc is not None:
-        auc = None if record.membership is None else record.membership.auc
-        if auc is None or auc > release.max_membership_auc:
-            got = "not measured" if auc is None else f"{auc:.3f}"
+        got = _too_well_told(record.membership, release.max_membership_auc)
+        if got is not None:
             said.append(
                 f"membership AUC is {got}, expected at most "
                 f"{release.max_membership_auc:g}"
             )
     return said
+
+
+def _too_well_told(got: MembershipRecord | None, limit: float) -> str | None:
+    """The AUC in words, unless it is below the limit with what chance may hide."""
+    if got is None:
+        return "not measured"
+    most = at_most(got.auc, got.members, got.others)
+    if most <= limit:
+        return None
+    cases = f"{got.members} and {got.others} cases"
+    return f"{got.auc:.3f}, which on {cases} leaves room for {most:.3f}"
 
 
 def _dp(plan: Plan, rows: Sequence[SiteRound], sites: Sequence[str]) -> DpRecord | None:

@@ -3,17 +3,17 @@
     python tests/bench/exam_lidc.py nodules --data-root DATA --out runs/exam
     python tests/bench/exam_lidc.py malignancy --data-root DATA --out runs/exam
     python tests/bench/exam_lidc.py dp --data-root DATA --out runs/exam
-    python tests/bench/exam_lidc.py masks --threads 2 --data-root DATA --out runs/exam
+    python tests/bench/exam_lidc.py masks --data-root DATA --out runs/exam
 
 `dp` is what privacy costs: Dice of the nodules plan at epsilon 2, at 8 and without, per
 patient, by the same epochs and batch size (of patients, with DP); no baselines.
 `masks` is what secure aggregation costs: Dice with masks of 32 and 16 bits, and none.
-Beside it stands the same plan without masks on one thread, which sums in another order:
-what no one would call a difference in the method.
+Beside it stands the same plan without masks on another number of threads, which sums in
+another order: what no one would call a difference in the method.
 
-Each seed is a run of its own in `OUT/<exam>-<seed>`, begun or gone on with; finished
-ones are only read. The seed decides the split by patient, the first weights and every
-draw. DATA holds `lidc_nodules/lidc_nodules.zip`.
+Each seed is a run of its own in `OUT/<arm>-<seed>`, begun or gone on with; finished
+ones are only read, so seeds can be run side by side. The seed decides the split by
+patient, the first weights and every draw. DATA holds `lidc_nodules/lidc_nodules.zip`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     if chosen.exam == "dp":
         _exam_dp(chosen)
@@ -95,9 +95,10 @@ def _exam_dp(chosen: argparse.Namespace) -> None:
 
 
 def _private_record(chosen: argparse.Namespace, epsilon: str, seed: int) -> RunRecord:
-    dp = {} if epsilon == "none" else {"dp": {"epsilon": float(epsilon), **DP}}
-    name = f"dp-{epsilon}"
-    return _run(chosen, name, seed, dp, chosen.threads, without="max_grad_norm")
+    if epsilon == "none":
+        return _run(chosen, "plain", seed, {}, chosen.threads)
+    dp = {"epsilon": float(epsilon), **DP}
+    return _run(chosen, f"dp-{epsilon}", seed, {"dp": dp}, chosen.threads)
 
 
 def _exam_masks(chosen: argparse.Namespace) -> None:
@@ -106,12 +107,16 @@ def _exam_masks(chosen: argparse.Namespace) -> None:
     print("| masks | " + " | ".join(f"seed {seed}" for seed in seeds), end="")
     print(" | mean Dice | minus that without, mean |")
     print("|---" * (len(seeds) + 3) + "|", flush=True)
+    other = 2 if chosen.threads == 1 else 1
+    arms: tuple[tuple[str, str, int, dict[str, object]], ...] = (
+        ("none", "plain", chosen.threads, {}),
+        (f"none, threads: {other}", f"plain-{other}", other, {}),
+        ("32 bits", "masks-32", chosen.threads, _masks(32)),
+        ("16 bits", "masks-16", chosen.threads, _masks(16)),
+    )
     plain: list[float] = []
-    for name, bits in (("none", 0), ("none, one thread", 0), ("32", 32), ("16", 16)):
-        masks = {"secure_aggregation": "on", "mask_bits": bits} if bits else {}
-        threads = 1 if "one" in name else chosen.threads
-        folder = f"masks-{name.replace(', ', '-').replace(' ', '-')}"
-        records = [_run(chosen, folder, seed, masks, threads) for seed in seeds]
+    for name, folder, threads, privacy in arms:
+        records = [_run(chosen, folder, seed, privacy, threads) for seed in seeds]
         values = [record.arms[0].test_mean["dice"] for record in records]
         plain = plain or values
         far = statistics.mean(v - p for v, p in zip(values, plain, strict=True))
@@ -120,15 +125,19 @@ def _exam_masks(chosen: argparse.Namespace) -> None:
         print(f"| {name} | {cells} | {mean:.4f} | {far:+.4f} |", flush=True)
 
 
+def _masks(bits: int) -> dict[str, object]:
+    return {"secure_aggregation": "on", "mask_bits": bits}
+
+
 def _run(
     chosen: argparse.Namespace,
     name: str,
     seed: int,
     privacy: dict[str, object],
-    threads: int | None,
-    without: str = "",
+    threads: int,
 ) -> RunRecord:
     """The nodules plan with another `[privacy]`, run or read."""
+    name += f"-{chosen.rounds}" if chosen.rounds is not None else ""
     out = chosen.out / f"{name}-{seed}"
     report = out / "report.json"
     if report.exists():
@@ -136,8 +145,7 @@ def _run(
     content = load_plan(PLANS / "lidc_nodules.toml").model_dump(
         mode="json", exclude_none=True
     )
-    content["training"].pop(without, None)
-    content["privacy"] |= {"secure_aggregation": "off", **privacy}
+    content["privacy"] = {"secure_aggregation": "off", **privacy}
     if chosen.rounds is not None:
         content["federation"]["rounds"] = chosen.rounds
     plan = chosen.out / f"{name}.toml"

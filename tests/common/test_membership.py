@@ -1,3 +1,5 @@
+import statistics
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from common.membership import guessed, membership_of
+from common.membership import at_most, guessed, membership_of
 
 SCORES = hnp.arrays(
     np.float64, st.integers(1, 250), elements=st.integers(-50, 50).map(float)
@@ -42,3 +44,17 @@ def test_guesses_end_within_the_range_of_guessing_19_times_of_20(members, others
     within = np.mean([low <= auc <= high for auc in aucs])
     # With 4 and 2 an AUC has nine values only, and the range is all of them.
     assert 0.94 <= within <= (1.0 if others == 2 else 0.96)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize(("members", "others"), [(30, 12), (200, 60)])
+def test_the_true_auc_is_within_what_few_cases_leave_room_for(shift, members, others):
+    random = np.random.default_rng(7)
+    true = statistics.NormalDist().cdf(shift / 2**0.5)  # of normal scores
+    aucs = [
+        membership_of(random.normal(shift, 1, members), random.normal(0, 1, others)).auc
+        for _ in range(2000)
+    ]
+    within = np.mean([true <= at_most(auc, members, others) for auc in aucs])
+    assert within >= 0.965
+    assert at_most(0.99, members, others) == 1.0

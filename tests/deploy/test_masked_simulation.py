@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import client.app
+import deploy
 from client.masking import SiteMasks
 from common.errors import ContributionError, PlanError, UsageError
 from common.exchange import MaskedUpdate, OpenOrder, TrainOrder
@@ -20,6 +22,7 @@ from server.report import read_record
 from tests.deploy.conftest import SEGMENTATION
 from tests.deploy.test_simulate import KILLED, model_bytes
 
+PLANS = Path(deploy.__file__).parent / "plans"
 SITE = """
 [[simulation.sites]]
 name = "{name}"
@@ -215,3 +218,8 @@ def test_the_orders_to_open_name_every_site_when_none_is_lost(
     simulate(masked_plan(four), tmp_path / "run")
     everyone = tuple(sorted(h.name for h in HOSPITALS))
     assert told == [(n, everyone, 0) for n in (1, 2, 3) for _ in range(4)]
+
+
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.toml")), ids=lambda p: p.stem)
+def test_every_shipped_plan_has_masks(path):
+    assert load_plan(path).privacy.secure_aggregation == "on"
