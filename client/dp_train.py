@@ -227,4 +227,4 @@ def blur(
     for start in range(0, len(total), PIECE):
         piece = total[start : start + PIECE]
         noise = stream.normal(len(piece)).mul_(sigma).round_().to(total.device)
-        gradient[start : start + PIECE] = noise.add_(piece).mul_(each)
+        gradient[start : start + PIECE] = noise.add_(piece.double()).mul_(each)

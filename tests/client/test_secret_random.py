@@ -47,7 +47,7 @@ def test_odd_counts_and_none_are_drawn_as_asked():
     assert [len(stream.normal(count)) for count in (1, 2, 7, 0)] == [1, 2, 7, 0]
 
 
-def test_tails_reach_as_far_as_64_bits_can():
+def test_tails_reach_as_far_as_63_bits_can():
     """The smallest word gives the longest radius, the largest gives none."""
 
     class Fixed(SecretStream):
