@@ -135,33 +135,52 @@ def train_round(
         for group in optimizer.param_groups:
             group["lr"] = rate
         here = to_device(batch, device)
-        with autocast(plan, device):
-            output = network(here.image)
-        loss = task.loss(output.float(), here)
-        optimizer.zero_grad(set_to_none=True)
-        scale.scale(loss).backward()
-        scale.unscale_(optimizer)
-        correct(network, correction)
-        if plan.training.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), plan.training.max_grad_norm)
-        before = scale.get_scale()
-        scale.step(optimizer)
-        scale.update()
-        rate_sum += rate if scale.get_scale() >= before else 0.0
-        total += loss.detach()
+        loss, taken = _step(network, optimizer, here, task, plan, correction, scale)
+        rate_sum += rate if taken else 0.0
+        total += loss
         progress(done + 1, steps)
     mean = float(total) / steps
+    _check_trained(mean, steps, is_stuck=scale.is_enabled() and not rate_sum)
+    return Trained(mean, rate_sum, time.perf_counter() - started, scale.state_dict())
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    task: Task,
+    plan: Plan,
+    correction: Correction,
+    scale: torch.amp.GradScaler,
+) -> tuple[Tensor, bool]:
+    """Take one step; its loss, and whether float16 held its gradient."""
+    with autocast(plan, batch.image.device):
+        output = network(batch.image)
+    loss = task.loss(output.float(), batch)
+    optimizer.zero_grad(set_to_none=True)
+    scale.scale(loss).backward()
+    scale.unscale_(optimizer)
+    correct(network, correction)
+    if plan.training.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), plan.training.max_grad_norm)
+    before = scale.get_scale()
+    scale.step(optimizer)
+    scale.update()
+    return loss.detach(), scale.get_scale() >= before
+
+
+def _check_trained(mean: float, steps: int, *, is_stuck: bool) -> None:
+    """Refuse a round that ended in no number, or took no step at all."""
     if not math.isfinite(mean):
         raise TrainingError(
             f"training got a loss of {mean} within {steps} steps, expected a finite "
             "one; lower training.learning_rate or set training.max_grad_norm"
         )
-    if scale.is_enabled() and not rate_sum:
+    if is_stuck:
         raise TrainingError(
             f"training took none of {steps} steps, because float16 held no gradient, "
             'expected some; set training.amp = "bf16" or more training.steps'
         )
-    return Trained(mean, rate_sum, time.perf_counter() - started, scale.state_dict())
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
