@@ -150,12 +150,9 @@ def refusals(record: PrivacyRecord, release: Release) -> list[str]:
             got = "not told by every site" if epsilon is None else f"{epsilon:.1f}"
             said.append(f"epsilon is {got}, expected at most {release.max_epsilon:g}")
     if release.max_membership_auc is not None:
-        got = _too_well_told(record.membership, release.max_membership_auc)
-        if got is not None:
-            said.append(
-                f"membership AUC is {got}, expected at most "
-                f"{release.max_membership_auc:g}"
-            )
+        limit = release.max_membership_auc
+        if (auc := _too_well_told(record.membership, limit)) is not None:
+            said.append(f"membership AUC is {auc}, expected at most {limit:g}")
     return said
 
 
