@@ -78,17 +78,7 @@ def queue_plan(
         PolicyError: It is far too long, too many plans wait, the run has no name, its
             sites are none, or the policy does not list it.
     """
-    if len(plan_text.encode("utf-8", "replace")) > LARGEST_PLAN:
-        raise PolicyError(
-            f"site was sent a plan of more than {LARGEST_PLAN} bytes, expected a plan",
-            code="queue",
-        )
-    if not RUN_ID.fullmatch(run):
-        raise PolicyError(
-            "site was sent a plan by a run whose id is no plain name, expected up to "
-            "64 letters, digits, dots, hyphens and underscores",
-            code="queue",
-        )
+    _check_sent(plan_text, run)
     plan, policy = parse_plan(plan_text), policy or Policy()
     check_listed(policy, plan)
     check_named(plan, sites)
@@ -96,35 +86,13 @@ def queue_plan(
         desk = read_desk(folder)
         entry = _entry(desk, plan.digest)
         if entry is None:
-            if sum(known.state == "waiting" for known in desk.plans) >= MOST_WAITING:
-                raise PolicyError(
-                    f"site has {MOST_WAITING} plans waiting already; the hospital's "
-                    "engineer has to approve or deny some first",
-                    code="queue",
-                )
-            write_plan(folder, plan)
-            seen = datetime.now(UTC)
-            entry = PlanEntry(
-                digest=plan.digest,
-                state="waiting",
-                first_seen=seen,
-                run=run,
-                sites=dict(sites) if may_be_masked(plan) else {},
-            )
-            desk = desk.model_copy(update={"plans": (*desk.plans, entry)})
-            write_desk(folder, desk)
+            desk, entry = _queued(folder, desk, plan, run, sites)
         elif not entry.sites and may_be_masked(plan):  # queued by an older FedCT
             desk, entry = _changed(folder, desk, entry, sites=dict(sites))
         auto = policy.approve == "auto" or plan.digest in policy.plans
         if auto and entry.state == "waiting":
             _, entry = _changed(folder, desk, entry, **_now("approved"))
     return entry
-
-
-def is_approved(folder: Path, digest: str) -> bool:
-    """Whether the hospital approved the plan of this digest."""
-    entry = _entry(read_desk(folder), digest)
-    return entry is not None and entry.state == "approved"
 
 
 def check_approved(folder: Path, digest: str) -> str:
@@ -267,6 +235,44 @@ def resume(folder: Path) -> bool:
         if desk.pause is not None:
             write_desk(folder, desk.model_copy(update={"pause": None}))
     return desk.pause is not None
+
+
+def _check_sent(plan_text: str, run: str) -> None:
+    """Refuse what is too long to be a plan, and a run without a name."""
+    if len(plan_text.encode("utf-8", "replace")) > LARGEST_PLAN:
+        raise PolicyError(
+            f"site was sent a plan of more than {LARGEST_PLAN} bytes, expected a plan",
+            code="queue",
+        )
+    if not RUN_ID.fullmatch(run):
+        raise PolicyError(
+            "site was sent a plan by a run whose id is no plain name, expected up to "
+            "64 letters, digits, dots, hyphens and underscores",
+            code="queue",
+        )
+
+
+def _queued(
+    folder: Path, desk: Desk, plan: Plan, run: str, sites: Sites
+) -> tuple[Desk, PlanEntry]:
+    """Write a plan that was never seen here, and the desk with it waiting."""
+    if sum(known.state == "waiting" for known in desk.plans) >= MOST_WAITING:
+        raise PolicyError(
+            f"site has {MOST_WAITING} plans waiting already; the hospital's "
+            "engineer has to approve or deny some first",
+            code="queue",
+        )
+    write_plan(folder, plan)
+    entry = PlanEntry(
+        digest=plan.digest,
+        state="waiting",
+        first_seen=datetime.now(UTC),
+        run=run,
+        sites=dict(sites) if may_be_masked(plan) else {},
+    )
+    desk = desk.model_copy(update={"plans": (*desk.plans, entry)})
+    write_desk(folder, desk)
+    return desk, entry
 
 
 def _entry(desk: Desk, digest: str) -> PlanEntry | None:

@@ -159,11 +159,6 @@ def unknown_site(site: str, known: dict[str, Issued]) -> JoinError:
     )
 
 
-def node_key_of(folder: Path, site: str) -> str:
-    """Flower's node key of a site, one line as OpenSSH writes it."""
-    return entry_of(folder, site).node_key
-
-
 def verify_key_of(folder: Path, site: str) -> str:
     """The Ed25519 key that a site's updates are verified with, PEM."""
     return entry_of(folder, site).verify_key

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from client.audit import Left
+from client.desk import check_approved
 from client.open_site import open_cases
 from client.service import SiteCases, SiteService
 from client.site import SiteConfig, write_site
+from common.errors import PolicyError
 from common.exchange import TrainOrder
 from common.parameters import digest_of
 from common.plan import Plan
@@ -61,6 +63,14 @@ def slices(algorithm: str = "fedavg", **changes: object) -> Plan:
     """The plan above for an algorithm, with keys replaced."""
     changes = {"federation__algorithm": algorithm, **ALGORITHMS[algorithm], **changes}
     return plan_of(SLICES, **changes)
+
+
+def is_approved(folder: Path, digest: str) -> bool:
+    """Whether an order for the plan of this digest would be taken."""
+    try:
+        return bool(check_approved(folder, digest))
+    except PolicyError:
+        return False
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ from client import control_calls
 from client.activity import OrderCancelledError, work_of
 from client.control import serve_control
 from client.control_calls import NotRunningError
-from client.desk import check_open, is_approved, queue_plan
+from client.desk import check_open, queue_plan
 from client.desk_control import DeskControl, status_on_disk
 from common import control_pb2 as pb
 from common.control_pb2_grpc import ControlStub
 from common.errors import ControlError, PolicyError, StoreError, UsageError
-from tests.client.conftest import SLICES, slices
+from tests.client.conftest import SLICES, is_approved, slices
 
 LONG = "a long name with % and # and ? and ü, " * 6 + "end"
 

@@ -15,7 +15,6 @@ from client.desk import (
     check_approved,
     check_open,
     decide,
-    is_approved,
     pause,
     plan_of,
     queue_plan,
@@ -25,7 +24,7 @@ from client.desk_file import read_desk
 from client.policy import Policy
 from common.errors import FedctError, PlanError, PolicyError, StoreError, UsageError
 from common.plan_file import plan_toml
-from tests.client.conftest import SLICES, slices
+from tests.client.conftest import SLICES, is_approved, slices
 
 AUTO = Policy(approve="auto")
 

@@ -8,7 +8,7 @@ import pytest
 from client.activity import work_of
 from client.audit import AUDIT, record_left
 from client.control import serve_control
-from client.desk import check_sites, is_approved, plan_of, queue_plan
+from client.desk import check_sites, plan_of, queue_plan
 from client.desk_control import DeskControl
 from client.desk_file import read_desk
 from client.peers import known_peers
@@ -28,7 +28,7 @@ from common.sources import Source
 from deploy.plan_sites_view import short_fingerprint
 from deploy.site_tables import print_checks, visible
 from deploy.start import alone
-from tests.client.conftest import left
+from tests.client.conftest import is_approved, left
 from tests.deploy.conftest import SEGMENTATION
 from tests.deploy.test_cli import refused
 

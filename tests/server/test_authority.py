@@ -28,7 +28,7 @@ from server.authority import certify_hub
 from server.enrol import enroll, is_known, remarks
 from server.hub import CA_CRL, ORDER_KEY, HubFile, open_hub, order_key
 from server.register import (
-    node_key_of,
+    entry_of,
     read_register,
     sites,
     verify_key_of,
@@ -109,7 +109,7 @@ def test_flower_takes_the_secret_and_the_node_key(hub, asked, tmp_path):
     assert secret is not None
     assert len(secret) == 32
     line = tmp_path / "node.pub"
-    line.write_text(node_key_of(hub.folder, "charite"))
+    line.write_text(entry_of(hub.folder, "charite").node_key)
     assert try_load_public_key(line).startswith(b"-----BEGIN PUBLIC KEY-----")
     assert verify_key_of(hub.folder, "charite").startswith("-----BEGIN PUBLIC KEY")
 
@@ -503,7 +503,7 @@ def test_revoking_nobody_names_who_there_is(hub, asked):
     with pytest.raises(JoinError, match=r"'nobody', expected .* \(charite\)"):
         revoke(hub, "nobody", NOW)
     with pytest.raises(JoinError, match="'nobody'"):
-        node_key_of(hub.folder, "nobody")
+        verify_key_of(hub.folder, "nobody")
 
 
 def test_a_killed_revoke_is_made_good_when_the_hub_starts(tmp_path):
