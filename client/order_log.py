@@ -23,6 +23,7 @@ from pathlib import Path
 
 from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
+from client.state import STATES
 from common.errors import ContributionError
 from common.exchange import RUN_ID, TrainOrder
 from common.parameters import digest_of
@@ -31,7 +32,6 @@ ANSWERED = "answered.json"
 """In a run's folder of states: round to the digest of the question answered in it."""
 _PLAN = "plan"
 """In the same file: digest of the run's plan."""
-_STATES = "state"
 
 
 def check_question(site: Path, order: TrainOrder) -> None:
@@ -75,7 +75,7 @@ def runs_of(site: Path, plan_digest: str) -> frozenset[str]:
     """
     return frozenset(
         path.parent.name
-        for path in (site / _STATES).glob(f"*/{ANSWERED}")
+        for path in (site / STATES).glob(f"*/{ANSWERED}")
         if read_texts(path).get(_PLAN) == plan_digest
     )
 
@@ -85,7 +85,7 @@ def _folder(site: Path, order: TrainOrder) -> Path:
         raise ContributionError(
             "site got an order of a run whose id is no plain name", code="run"
         )
-    return site / _STATES / order.run
+    return site / STATES / order.run
 
 
 def _digest(order: TrainOrder) -> str:

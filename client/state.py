@@ -30,6 +30,7 @@ from common.errors import StoreError
 STATES = "state"
 """In a site's folder; holds a folder for each run."""
 KEPT_S = 30 * 86_400.0
+"""How long a run's states outlive its last round here."""
 _SLOTS = ("a.state", "b.state", "c.state")
 _ROUND_BYTES, _CRC_BYTES = 8, 4
 """A file begins with its round and the CRC-32 of what follows, little endian."""

@@ -29,6 +29,7 @@ from server.report_counts import (
     steps_of_reply,
 )
 from server.report_figures import figures_of
+from server.report_plan import takes_last
 from server.report_privacy import privacy_of
 from server.report_verdict import SAME, verdict_of
 
@@ -137,5 +138,6 @@ def _environment() -> Environment:
         mean_of=mean_of,
         steps_of=steps_of,
         steps_of_reply=steps_of_reply,
+        takes_last=takes_last,
     )
     return environment

@@ -23,6 +23,12 @@ from server.report_plan import takes_last
 
 MEAN = "Mean over hospitals"
 """Label of the row where each hospital counts the same."""
+MEMORY = {
+    "in-process": "Peak memory, all hospitals in one process",
+    "ray": "Peak memory of the hub's process, hospitals apart",
+    "deployment": "Peak memory of the hub's process",
+}
+"""Whose memory it is, by engine."""
 
 
 @dataclass(frozen=True)
@@ -184,24 +190,11 @@ def pick_of(record: RunRecord, arm: ArmRecord) -> str:
     return "It was picked on validation patients, never on test patients."
 
 
-def picks(record: RunRecord) -> bool:
-    """Whether the monitored metric picked the model."""
-    return not takes_last(record)
-
-
 def fate_of(record: RunRecord, arm: ArmRecord) -> str:
     """What became of the model of an arm's final round."""
     if arm.name != "federated":
         return "tested"
     return "not handed out" if record.no_model else "handed out"
-
-
-MEMORY = {
-    "in-process": "Peak memory, all hospitals in one process",
-    "ray": "Peak memory of the hub's process, hospitals apart",
-    "deployment": "Peak memory of the hub's process",
-}
-"""Whose memory it is, by engine."""
 
 
 def metric_rows(arm: ArmRecord) -> list[MetricRow]:
