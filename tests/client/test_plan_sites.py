@@ -66,7 +66,7 @@ def test_others_are_refused_until_the_engineer_confirms_them(site, sites, why):
         assert "c-site has another key" in refused(site, THREE)
 
 
-def test_what_was_put_before_the_engineer_is_not_changed_behind_his_back(site):
+def test_what_was_put_before_the_engineer_is_not_changed_unseen(site):
     queue(site)
     decide(site, PLAN.digest, "approved")
     refused(site, FOUR)
