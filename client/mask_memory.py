@@ -1,30 +1,93 @@
-"""What a site keeps of masked rounds on its disk: what it opened, what rounding lost.
+"""What a site keeps of masked rounds on its disk: with whom, what it opened and lost.
 
 Which sum of a round was opened must outlive the process, or a server could have it
 forgotten by waiting for a restart: a round that is repeated, as after a hub's crash,
 must open the very same sum, since two sums that differ by one site tell that site's
-update.
+update. Each site gives its shares to one sum; but the first may open without this
+site's, so a site masks the round again only among so many of the same sites that two
+sums would need the shares of one of them twice.
 
 The secrets of a round are never written down.
 """
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float32
+from pydantic import TypeAdapter, ValidationError
 
 from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
 from client.state import SiteState, load_state, save_state
-from common.errors import ContributionError
+from common.errors import ContributionError, StoreError
 
 OPENED = "opened.json"
 """In a run's folder of states: round to the digest of what was opened."""
+MASKED = "masked.json"
+"""Beside it: round to the groups in which it was masked, each with its threshold."""
 _CARRIED = "carried"
 """Beside it: what rounding lost (16 bits), by round."""
+_GROUPS = TypeAdapter(list[tuple[int, list[str]]])
+
+
+def check_group(
+    folder: Path, number: int, group: Collection[str], threshold: int, colluders: int
+) -> None:
+    """Refuse a group of sites beside which another's sum of the round could open.
+
+    Say that a sum was opened in an earlier group of n sites, with the shares of t of
+    them, and one is to be opened in this group, of m with u. If t + u is more than all
+    sites of both groups, some site would have to give its shares twice, which none
+    does but those that side with the server.
+
+    Args:
+        folder: The run's folder of states.
+        number: The round.
+        group: Sites whose keys of the round were put together now.
+        threshold: Shares that open a sum of theirs.
+        colluders: Sites that may give theirs twice.
+
+    Raises:
+        ContributionError: This site masked the round in such a group; `code` is
+            "spent".
+    """
+    for needed, others in _groups(folder, number):
+        if needed + threshold <= len({*others, *group}) + colluders:
+            raise ContributionError(
+                f"round {number} was masked among {len(others)} sites before and is "
+                f"asked for among {len(group)}, expected the same ones or nearly all "
+                "of them; both sums could be opened, and their difference tells too "
+                "much",
+                code="spent",
+            )
+
+
+def note_group(
+    folder: Path, number: int, group: Collection[str], threshold: int
+) -> None:
+    """Write down with whom a round is masked, before the vector leaves."""
+    known, new = _groups(folder, number), (threshold, sorted(group))
+    if new not in known:
+        make_private_folder(folder)
+        texts = read_texts(folder / MASKED)
+        text = json.dumps([*known, new])
+        write_texts(folder / MASKED, {**texts, str(number): text})
+
+
+def _groups(folder: Path, number: int) -> list[tuple[int, list[str]]]:
+    """Threshold and sites of each group in which the round was masked here."""
+    text = read_texts(folder / MASKED).get(str(number), "[]")
+    try:
+        return _GROUPS.validate_json(text)
+    except ValidationError as error:
+        raise StoreError(
+            f"site found a {MASKED} that is not what FedCT wrote, expected groups of "
+            "sites by round; put it back from a backup"
+        ) from error
 
 
 def note_opening(

@@ -21,7 +21,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.mask_memory import (
+    check_group,
     load_carried,
+    note_group,
     note_opening,
     save_carried,
 )
@@ -70,6 +72,8 @@ class _Round:
     """One round on its way from keys to opening."""
 
     terms: Terms
+    colluders: int
+    """The plan's."""
     said: Announcement
     made: RoundSecrets | None
     """Gone once the update is masked: this site needs them no more."""
@@ -144,7 +148,7 @@ class SiteMasks:
                 code="roster",
             )
         check_peers(self._folder, order.members)
-        said = self._begin(terms)
+        said = self._begin(terms, plan.privacy.colluders)
         return RoundKeys(self._site, order.round, said.pack())
 
     def shares(self, order: SharesOrder) -> SealedShares:
@@ -196,12 +200,14 @@ class SiteMasks:
         carried = None
         if plan.privacy.mask_bits == 16:
             carried = load_carried(folder, order.state_round, update.delta.size)
+        note_group(folder, order.round, one.keys.sites, one.terms.threshold)
         weight = masked_weight(plan.federation, update.cases)
         numbers = encode(one.terms, update.delta, weight, rounding, carried)
         if carried is not None:
             save_carried(folder, order.round, carried, order.state_round)
         mask(one.keys, self._site, one.made, order.model_digest, numbers)
-        after = self._begin(replace(one.terms, round=order.round + 1))
+        next_terms = replace(one.terms, round=order.round + 1)
+        after = self._begin(next_terms, one.colluders)
         one.model, one.made = order.model_digest, None
         one.answer = MaskedUpdate(
             site=self._site,
@@ -270,11 +276,11 @@ class SiteMasks:
                 code="plan",
             )
 
-    def _begin(self, terms: Terms) -> Announcement:
+    def _begin(self, terms: Terms, colluders: int) -> Announcement:
         made = RoundSecrets()
         said = announce(terms, self._site, made, self._identity)
         self._rounds.pop((terms.run, terms.round), None)
-        self._rounds[terms.run, terms.round] = _Round(terms, said, made)
+        self._rounds[terms.run, terms.round] = _Round(terms, colluders, said, made)
         while len(self._rounds) > _MOST_ROUNDS:
             del self._rounds[next(iter(self._rounds))]
         return said
@@ -290,6 +296,8 @@ class SiteMasks:
             )
         if one.keys is None:
             assert one.made is not None
+            terms, run = one.terms, self._run(one.terms.run)
+            check_group(run, terms.round, keys.sites, terms.threshold, one.colluders)
             mine, dealt = deal(keys, self._site, one.made)
             one.keys, one.dealt, one.held = keys, dealt, {self._site: mine}
         elif one.keys.transcript != keys.transcript:

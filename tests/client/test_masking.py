@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.mask_memory import OPENED
+from client.mask_memory import MASKED, OPENED
 from client.masking import SiteMasks
 from client.peers import PEERS
 from common.errors import ContributionError
@@ -132,7 +132,7 @@ def test_secrets_of_a_round_are_on_no_disk(lab):
     secrets = [getattr(held[0].made, f) for f in ("seal_key", "mask_key", "seed")]
     secrets += [s.seed for one in site._rounds.values() for s in one.held.values()]
     files = [p for p in lab.folder.rglob("*") if p.is_file()]
-    assert {p.name for p in files} == {PEERS, OPENED}
+    assert {p.name for p in files} == {PEERS, OPENED, MASKED}
     for path in files:
         content = path.read_bytes()
         assert path.stat().st_mode & 0o077 == 0
