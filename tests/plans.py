@@ -22,6 +22,34 @@ min_sites = 2
 [evaluation]
 surface = false
 """
+SLICES = """
+[plan]
+name = "slices"
+[task]
+kind = "segmentation"
+classes = { nodule = ["nodule"] }
+[model]
+name = "UNet"
+dimensions = 2
+channels = [4, 8]
+residual_units = 0
+[preprocessing]
+window_hu = [0.0, 255.0]
+[training]
+steps = 3
+batch_size = 2
+patch = [16, 16]
+learning_rate = 1e-2
+[federation]
+rounds = 4
+[evaluation]
+region = "window"
+surface = false
+[data]
+validation = 0.2
+test = 0.2
+"""
+"""Of the phantom hospitals' pictures."""
 
 
 def plan(text: str = SEGMENTATION, /, **changes: object) -> Plan:

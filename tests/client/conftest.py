@@ -22,35 +22,9 @@ from common.sources import Source
 from deploy.phantom.formats import write_images
 from deploy.phantom.scanner import HOSPITALS
 from server.federation import first_model
+from tests.plans import SLICES
 from tests.plans import plan as plan_of
 
-SLICES = """
-[plan]
-name = "slices"
-[task]
-kind = "segmentation"
-classes = { nodule = ["nodule"] }
-[model]
-name = "UNet"
-dimensions = 2
-channels = [4, 8]
-residual_units = 0
-[preprocessing]
-window_hu = [0.0, 255.0]
-[training]
-steps = 3
-batch_size = 2
-patch = [16, 16]
-learning_rate = 1e-2
-[federation]
-rounds = 4
-[evaluation]
-region = "window"
-surface = false
-[data]
-validation = 0.2
-test = 0.2
-"""
 ALGORITHMS = {
     "fedavg": {},
     "fedbn": {"model__norm": "batch"},
@@ -60,7 +34,7 @@ ALGORITHMS = {
 
 
 def slices(algorithm: str = "fedavg", **changes: object) -> Plan:
-    """The plan above for an algorithm, with keys replaced."""
+    """`SLICES` for an algorithm, with keys replaced."""
     changes = {"federation__algorithm": algorithm, **ALGORITHMS[algorithm], **changes}
     return plan_of(SLICES, **changes)
 

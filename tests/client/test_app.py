@@ -30,7 +30,8 @@ from common.signing import asked_of, public_text, verify
 from common.wire import from_record, seal_in, to_record
 from deploy.engine import InProcessGrid
 from server.federation import first_model
-from tests.client.conftest import SLICES, order, slices
+from tests.client.conftest import order, slices
+from tests.plans import SLICES
 
 PLAN = parse_plan(SLICES)
 HELLO = Hello("run", PLAN.digest, "", first_model(PLAN)[1].digest)

@@ -172,11 +172,23 @@ def test_lines_cut_off_the_end_are_missed_by_who_has_seen_them(log):
     assert missing(anew, marks) == "line 4 is not the one that the hub has seen"
 
 
-def test_after_a_broken_last_line_nothing_is_left(log):
+@pytest.mark.parametrize("line", [1, 3, 5])
+def test_behind_an_altered_line_nothing_is_left(log, line):
     whole = (log / AUDIT).read_bytes()
-    (log / AUDIT).write_bytes(whole.replace(b'"bytes_out":4005', b'"bytes_out":4'))
-    with pytest.raises(StoreError, match="broken last line"):
+    changed = whole.replace(b'"bytes_out":400%d' % line, b'"bytes_out":4999')
+    (log / AUDIT).write_bytes(changed)
+    with pytest.raises(StoreError, match=f"altered: line {line} is not") as caught:
         record_left(log, left(6), KEY)
+    assert caught.value.code == "audit"
+    assert (log / AUDIT).read_bytes() == changed
+    (log / AUDIT).write_bytes(whole)
+    assert record_left(log, left(6), KEY).number == 6
+
+
+def test_a_log_of_another_key_is_not_written_on(log):
+    with pytest.raises(StoreError, match="line 1 is not signed by the site's key"):
+        record_left(log, left(6), OTHERS_KEY)  # a process that begins
+    assert len(lines(log)) == 5
 
 
 def test_orders_recorded_by_several_threads_form_one_chain(tmp_path):

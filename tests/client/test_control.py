@@ -21,7 +21,8 @@ from client.desk_control import DeskControl, status_on_disk
 from common import control_pb2 as pb
 from common.control_pb2_grpc import ControlStub
 from common.errors import ControlError, PolicyError, StoreError, UsageError
-from tests.client.conftest import SLICES, is_approved, slices
+from tests.client.conftest import is_approved, slices
+from tests.plans import SLICES
 
 LONG = "a long name with % and # and ? and ü, " * 6 + "end"
 

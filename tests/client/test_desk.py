@@ -24,7 +24,8 @@ from client.desk_file import read_desk
 from client.policy import Policy
 from common.errors import FedctError, PlanError, PolicyError, StoreError, UsageError
 from common.plan_file import plan_toml
-from tests.client.conftest import SLICES, is_approved, slices
+from tests.client.conftest import is_approved, slices
+from tests.plans import SLICES
 
 AUTO = Policy(approve="auto")
 

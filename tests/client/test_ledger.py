@@ -138,6 +138,18 @@ def test_a_ledger_or_head_that_was_taken_away_shows(written):
         read_ledger(written)
 
 
+@pytest.mark.parametrize("number", [0, -1, 4])
+def test_a_head_that_names_no_line_is_refused(written, number):
+    for path, content in (
+        (HEAD, f'{{"number":{number},"hash":"{64 * "0"}"}}'),
+        (LEDGER, ""),
+    ):
+        (written / path).write_text(content)
+        with pytest.raises(StoreError) as refused:
+            read_ledger(written)
+        assert refused.value.code == "ledger"
+
+
 def test_a_ledger_from_an_old_backup_shows(written):
     """Whole and sound by itself, but shorter than it was."""
     old = (written / LEDGER).read_bytes()

@@ -9,7 +9,8 @@ from common.errors import EngineError, IntakeError, PlanError, StoreError
 from common.exchange import Hello
 from common.plan_file import parse_plan
 from server.federation import first_model
-from tests.client.conftest import SLICES, slices
+from tests.client.conftest import slices
+from tests.plans import SLICES
 
 PLAN = parse_plan(SLICES)
 

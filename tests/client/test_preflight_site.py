@@ -24,8 +24,9 @@ from server.asked import read_request
 from server.authority import create_hub
 from server.enrol import enroll
 from server.hub import HubFile
-from tests.client.conftest import SLICES, left
+from tests.client.conftest import left
 from tests.client.tls_hub import hub
+from tests.plans import SLICES
 
 NOW = datetime.now(UTC)
 

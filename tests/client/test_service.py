@@ -17,7 +17,8 @@ from common.plan_file import parse_plan
 from common.task import add_sums
 from common.tasks.catalog import task_of
 from server.federation import first_model
-from tests.client.conftest import ALGORITHMS, SLICES, order, quiet, slices
+from tests.client.conftest import ALGORITHMS, order, quiet, slices
+from tests.plans import SLICES
 
 
 def train(service, the_order):

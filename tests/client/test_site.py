@@ -3,7 +3,7 @@ import pytest
 from client.site import SiteConfig, read_site, write_site
 from common.errors import StoreError
 from common.sources import Source
-from tests.client.conftest import SLICES
+from tests.plans import SLICES
 
 CONFIG = SiteConfig(
     name="north",
