@@ -23,22 +23,19 @@ from common.tasks.catalog import task_of
 from tests.attacks.phantom_sites import picture
 
 SIDE = 32
-CLASSIFY = """
+_PLAN = """
 [plan]
 name = "inversion"
 [task]
-kind = "classification"
-attribute = "malignancy"
-classes = [{ name = "benign", below = 3.0 }, { name = "malignant", above = 3.0 }]
+{task}
 [model]
-name = "ResNet10"
+{model}
 dimensions = 2
-norm = "group"
 [training]
 steps = 1
 batch_size = 1
 patch = [32, 32]
-loss = "cross_entropy"
+loss = "{loss}"
 optimizer = "sgd"
 momentum = 0.0
 weight_decay = 0.0
@@ -47,17 +44,17 @@ schedule = "constant"
 [federation]
 rounds = 1
 """
-SEGMENT = (
-    CLASSIFY.replace('kind = "classification"', 'kind = "segmentation"')
-    .replace('attribute = "malignancy"\n', "")
-    .replace(
-        'classes = [{ name = "benign", below = 3.0 }, '
-        '{ name = "malignant", above = 3.0 }]',
-        'classes = { nodule = ["nodule"] }',
-    )
-    .replace('"ResNet10"', '"UNet"\nchannels = [8, 16]\nresidual_units = 0')
-    .replace('norm = "group"', 'norm = "instance"')
-    .replace('loss = "cross_entropy"', 'loss = "dice_ce"')
+CLASSIFY = _PLAN.format(
+    task="""kind = "classification"
+attribute = "malignancy"
+classes = [{ name = "benign", below = 3.0 }, { name = "malignant", above = 3.0 }]""",
+    model='name = "ResNet10"\nnorm = "group"',
+    loss="cross_entropy",
+)
+SEGMENT = _PLAN.format(
+    task='kind = "segmentation"\nclasses = { nodule = ["nodule"] }',
+    model='name = "UNet"\nchannels = [8, 16]\nresidual_units = 0\nnorm = "instance"',
+    loss="dice_ce",
 )
 
 

@@ -16,70 +16,57 @@ from common.membership import Membership, membership_of
 from common.networks import build_network
 from common.parameters import layout_of, load_vector
 from common.plan import Plan
-from common.plan_file import parse_plan
 from common.task import Batch
 from common.tasks.catalog import task_of
 from tests.attacks.phantom_sites import open_sites
+from tests.plans import SLICES
+from tests.plans import plan as plan_of
 
 PATIENTS = 40
-PLAN = """
-[plan]
-name = "membership"
-[task]
-kind = "segmentation"
-classes = { nodule = ["nodule"] }
-[model]
-name = "UNet"
-dimensions = 2
-channels = [8, 16, 32]
-residual_units = 0
-[preprocessing]
-window_hu = [0.0, 255.0]
-[training]
-steps = STEPS
-batch_size = 10
-patch = [32, 32]
-learning_rate = 1e-2
-schedule = "constant"
-foreground = 0.0
-keep_optimizer_state = false
-weight_decay = DECAY
-[training.augmentation]
-AUGMENTATION
-[federation]
-rounds = 1
-min_sites = 1
-[evaluation]
-region = "window"
-surface = false
-[data]
-validation = 0.0
-test = 0.0
-"""
-DP = """
-[privacy.dp]
-epsilon = 8.0
-"""
+OVERFITTED_STEPS = 300
+
+
+def one_round(steps: int, **changes: object) -> Plan:
+    """Of one site that trains for so many steps."""
+    return plan_of(
+        SLICES,
+        plan__name="membership",
+        model__channels=[8, 16, 32],
+        training__steps=steps,
+        training__batch_size=10,
+        training__patch=[32, 32],
+        training__schedule="constant",
+        training__foreground=0.0,
+        training__keep_optimizer_state=False,
+        federation__rounds=1,
+        federation__min_sites=1,
+        data__validation=0.0,
+        data__test=0.0,
+        **changes,
+    )
 
 
 def overfitted() -> Plan:
     """Steps enough to learn twenty patients by heart."""
-    text = PLAN.replace("STEPS", "300").replace("DECAY", "0.0")
-    return parse_plan(text.replace("AUGMENTATION", ""))
+    return one_round(OVERFITTED_STEPS, training__weight_decay=0.0)
 
 
 def regularised() -> Plan:
     """Stopped early, with weight decay, mirrored and shaded patches."""
-    change = 'flip = ["H", "W"]\ntranspose = true\n'
-    change += "scale = 0.1\nshift = 0.1\nnoise = 0.1"
-    text = PLAN.replace("STEPS", "40").replace("DECAY", "0.05")
-    return parse_plan(text.replace("AUGMENTATION", change))
+    change = {
+        "flip": ["H", "W"],
+        "transpose": True,
+        "scale": 0.1,
+        "shift": 0.1,
+        "noise": 0.1,
+    }
+    return one_round(40, training__weight_decay=0.05, training__augmentation=change)
 
 
 def private() -> Plan:
     """As many steps as `overfitted`, at epsilon 8 for each patient."""
-    text = PLAN.replace("STEPS", "300").replace("DECAY", "0.0")
-    return parse_plan(text.replace("AUGMENTATION", "") + DP)
+    dp = {"epsilon": 8.0}
+    return one_round(OVERFITTED_STEPS, training__weight_decay=0.0, privacy__dp=dp)
 
 
 class Patients:
