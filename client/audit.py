@@ -3,8 +3,9 @@
 Each line says what left, how large it was, its digest, to whom, and why it was allowed:
 under which plan and which policy. It holds the hash of the line before and its own, and
 the site's signature under that (Ed25519), so that a line which was changed, taken out,
-put in or moved shows, and nobody without the site's key can write the file anew. A line
-is on the disk before the answer leaves. What a power failure cut in mid-line belongs to
+put in or moved shows, and nobody without the site's key can write the file anew; behind
+a line that was altered nothing is written, and so nothing leaves. A line is on the disk
+before the answer leaves. What a power failure cut in mid-line belongs to
 an answer that never left; the next line says how many such bytes it replaced.
 
 Lines taken off the end show too: the hash of an answer's line is in the answer's seal
@@ -41,8 +42,6 @@ from common.signing import Mark
 AUDIT = "audit.jsonl"
 FIRST = "0" * 64
 """What stands for the hash before the first line."""
-_LINE_BYTES = 4096
-"""Longer than any line."""
 _PURPOSE = "fedct audit line"
 """Keeps these signatures apart from all others that the same key makes."""
 
@@ -115,12 +114,31 @@ class Log:
         return self.lines[-1].hash if self.lines else FIRST
 
 
+@dataclass(frozen=True)
+class _End:
+    """How a file ended when this process last looked."""
+
+    stamp: tuple[int, ...]
+    """`_stamp` of the file."""
+    line: Line | None
+    """Its last whole line."""
+    torn_bytes: int
+    """Bytes of an unfinished line behind that."""
+
+
+_ends: dict[Path, _End] = {}
+"""Files that this process has checked and written to."""
+
+
 def record_left(folder: Path, left: Left, key: Ed25519PrivateKey) -> Line:
     """Append one line, signed and durably.
 
+    The first time in a process, and whenever somebody else wrote to the file, all lines
+    are checked.
+
     Raises:
-        StoreError: It can't be written, or the line before is broken. The answer must
-            not leave then. `code` is "audit".
+        StoreError: It can't be written, or a line was altered. The answer must not
+            leave then. `code` is "audit".
     """
     path = folder / AUDIT
     try:
@@ -129,8 +147,10 @@ def record_left(folder: Path, left: Left, key: Ed25519PrivateKey) -> Line:
         descriptor = os.open(path, flags, FILE_MODE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            line = _append(descriptor, left, key)
+            end = _end_of(path, descriptor, key.public_key())
+            line = _append(descriptor, end, left, key)
             os.fsync(descriptor)
+            _ends[path] = _End(_stamp(descriptor), line, torn_bytes=0)
         finally:
             os.close(descriptor)
         if fresh:
@@ -161,6 +181,11 @@ def read_log(path: Path, key: Ed25519PublicKey) -> Log:
             f"{path.name} can't be read ({error.strerror}), expected a file that this "
             "user may read"
         ) from error
+    return _checked(content, key)
+
+
+def _checked(content: bytes, key: Ed25519PublicKey) -> Log:
+    """The whole lines, and whether the chain holds."""
     lines: list[Line] = []
     before = FIRST
     for number, text in enumerate(content.split(b"\n")[:-1], start=1):
@@ -212,24 +237,37 @@ def statement(line_hash: str) -> bytes:
     return items({"purpose": _PURPOSE, "hash": line_hash})
 
 
-def _append(descriptor: int, left: Left, key: Ed25519PrivateKey) -> Line:
-    size = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, 2 * _LINE_BYTES, max(0, size - 2 * _LINE_BYTES))
-    torn = len(tail) - (tail.rfind(b"\n") + 1)
-    whole = tail[: len(tail) - torn].splitlines()
-    last = _parse(whole[-1]) if whole else None
-    if last is None and (whole or size > torn):
+def _end_of(path: Path, descriptor: int, key: Ed25519PublicKey) -> _End:
+    """How the file ends, if all of it is as it was written."""
+    stamp, end = _stamp(descriptor), _ends.get(path)
+    if end is not None and end.stamp == stamp:
+        return end
+    content = path.read_bytes()
+    log = _checked(content, key)
+    if log.broken is not None:
         raise StoreError(
-            f"site found a broken last line in {AUDIT}, expected what it wrote; keep "
-            "the file, find out who changed it, and move it away to go on",
+            f"site found an {AUDIT} that was altered: {log.broken}, expected what it "
+            "wrote; keep the file, find out who changed it, and move it away to go on",
             code="audit",
         )
+    torn = len(content) - (content.rfind(b"\n") + 1)
+    return _End(stamp, log.lines[-1] if log.lines else None, torn)
+
+
+def _stamp(descriptor: int) -> tuple[int, ...]:
+    """What is another as soon as anybody else writes to the file."""
+    now = os.fstat(descriptor)
+    return now.st_dev, now.st_ino, now.st_size, now.st_ctime_ns
+
+
+def _append(descriptor: int, end: _End, left: Left, key: Ed25519PrivateKey) -> Line:
+    last, size = end.line, os.fstat(descriptor).st_size
     line = _hashed(
         Line(
             **left.model_dump(),
             number=1 if last is None else last.number + 1,
             time=datetime.now(UTC),
-            torn_bytes=torn,
+            torn_bytes=end.torn_bytes,
             before=FIRST if last is None else last.hash,
             hash="",
             signature="",
@@ -237,9 +275,10 @@ def _append(descriptor: int, left: Left, key: Ed25519PrivateKey) -> Line:
     )
     signature = key.sign(statement(line.hash)).hex()
     line = line.model_copy(update={"signature": signature})
-    os.ftruncate(descriptor, size - torn)
+    begin = size - end.torn_bytes
+    os.ftruncate(descriptor, begin)
     content = line.model_dump_json().encode() + b"\n"
-    if os.pwrite(descriptor, content, size - torn) != len(content):
+    if os.pwrite(descriptor, content, begin) != len(content):
         raise OSError(28, "no room for a whole line")
     return line
 

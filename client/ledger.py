@@ -82,7 +82,7 @@ class _Head(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    number: int
+    number: Annotated[int, Field(ge=1)]
     """Of the last line."""
     hash: Hash
     """Of the last line."""

@@ -262,10 +262,14 @@ def test_what_is_no_order_is_answered_with_a_number_and_written_down(hospital):
 
 def test_a_site_whose_audit_log_was_altered_answers_nothing_any_more(hospital):
     site = hospital(AUTO)
-    assert not ask(site, hello()).has_error()
+    for _ in range(2):
+        assert not ask(site, hello()).has_error()
     path = site / "audit.jsonl"
-    path.write_text(path.read_text().replace('"code":0', '"code":1'))
+    whole = path.read_text()
+    path.write_text(whole.replace('"code":0', '"code":1', 1))  # not the last line
     assert number(site, hello()) == 102303
+    path.write_text(whole)
+    assert not ask(site, hello()).has_error()
 
 
 def test_orders_for_rounds_that_the_plan_does_not_have_are_refused(hospital):
