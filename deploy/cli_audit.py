@@ -15,6 +15,7 @@ from deploy.cli_options import Format, FormatOption
 
 if TYPE_CHECKING:
     from client.audit import Log
+    from common.signing import Mark
 
 site_app = typer.Typer()
 hub_app = typer.Typer()
@@ -75,24 +76,18 @@ def server_audit(
 
     Example: `fedct server audit hub charite --receipt charite.receipt.json`
     """
-    from client.audit import missing, read_log
     from common.durable import write_whole
     from common.errors import UsageError
-    from common.signing import public_from_text
     from server.hub import read_hub_file
-    from server.register import verify_key_of
+    from server.register import entry_of
     from server.witness import receipt_for, seen
 
     read_hub_file(hub)
-    key = public_from_text(verify_key_of(hub, site))
+    entry_of(hub, site)  # or there is no such site
     found, signed = seen(hub, site), receipt_for(hub, site)
-    broken, count = None, None
+    count, broken = None, None
     if log is not None:
-        copy = read_log(log, key)
-        if copy.broken is not None and not copy.lines:
-            _check_owner(hub, site, log)
-        count = len(copy.lines)
-        broken = copy.broken or missing(copy, [one.mark for one in found])
+        count, broken = _check_copy(hub, site, log, [one.mark for one in found])
     if receipt is not None and signed is not None:
         write_whole(receipt, signed.model_dump_json(indent=1).encode())
     if output_format is Format.JSON:
@@ -112,6 +107,20 @@ def server_audit(
             f"hub has seen no answer of {site!r} yet, expected one to write a receipt "
             "for; ask again when a round has counted"
         )
+
+
+def _check_copy(
+    hub: Path, site: str, log: Path, marks: "list[Mark]"
+) -> tuple[int, str | None]:
+    """How many lines a copy of a site's log has, and what is wrong with it."""
+    from client.audit import missing, read_log
+    from common.signing import public_from_text
+    from server.register import verify_key_of
+
+    copy = read_log(log, public_from_text(verify_key_of(hub, site)))
+    if copy.broken is not None and not copy.lines:
+        _check_owner(hub, site, log)
+    return len(copy.lines), copy.broken or missing(copy, marks)
 
 
 def _check_owner(hub: Path, site: str, log: Path) -> None:
