@@ -59,6 +59,7 @@ def _raise_unless_by_files(site: Path, stopped: "NotRunningError") -> None:
     from deploy.site_tables import visible
     from deploy.start import is_running
     from deploy.supervisor import PROCESSES_FILE, last_words, read_processes
+    from server.report_format import plural
 
     if not is_running(site):
         if not (site / PARCELS).is_dir() or (site / PROCESSES_FILE).exists():
@@ -72,8 +73,9 @@ def _raise_unless_by_files(site: Path, stopped: "NotRunningError") -> None:
             "`fedct client start`; ask again, or look into logs/service.log"
         )
     raise ControlError(
-        f"the site's service ended {ends} times since `fedct client start`, expected "
-        f"it to stay up; it said at last: {visible(last_words(site, 'service'))}"
+        f"the site's service ended {plural(ends, 'time')} since `fedct client start`, "
+        "expected it to stay up; it said at last: "
+        f"{visible(last_words(site, 'service'))}"
     )
 
 
