@@ -146,7 +146,7 @@ def check_round(plan: Plan, number: int) -> None:
     Raises:
         PolicyError: `code` is "rounds".
     """
-    if not 0 <= number <= plan.federation.rounds:
+    if not 1 <= number <= plan.federation.rounds:
         raise _no(
             "rounds",
             f"an order for round {number}",

@@ -275,7 +275,9 @@ def test_a_site_whose_audit_log_was_altered_answers_nothing_any_more(hospital):
 def test_orders_for_rounds_that_the_plan_does_not_have_are_refused(hospital):
     site = hospital(AUTO)
     assert not ask(site, hello()).has_error()
-    assert number(site, order(PLAN, PLAN.federation.rounds + 1, 0)) == 105305
+    for beyond in (0, PLAN.federation.rounds + 1):
+        assert number(site, order(PLAN, beyond, 0)) == 105305
+    assert not (site / "state").exists()  # nothing was trained
     with pytest.raises(PolicyError, match="expected one of the 4 of the plan"):
         check_round(PLAN, -1)
 
