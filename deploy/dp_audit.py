@@ -76,16 +76,6 @@ class Audited:
     guesses: int
     """How many were guessed."""
 
-    @property
-    def stands(self) -> bool:
-        """Whether nothing refutes the claim."""
-        return self.bound <= self.claimed
-
-    @property
-    def finds_the_bug(self) -> bool:
-        """Whether the audit would have refuted it, had the noise been a tenth."""
-        return self.bound_with_bug > self.claimed
-
 
 def audit_dp(
     steps: NoisySteps, delta: float, *, canaries: int = CANARIES, seed: int = 0
