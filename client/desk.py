@@ -241,13 +241,14 @@ def _check_sent(plan_text: str, run: str) -> None:
     """Refuse what is too long to be a plan, and a run without a name."""
     if len(plan_text.encode("utf-8", "replace")) > LARGEST_PLAN:
         raise PolicyError(
-            f"site was sent a plan of more than {LARGEST_PLAN} bytes, expected a plan",
+            f"site was sent a plan of {len(plan_text)} characters, expected at most "
+            f"{LARGEST_PLAN} bytes; nothing was queued",
             code="queue",
         )
     if not RUN_ID.fullmatch(run):
         raise PolicyError(
             "site was sent a plan by a run whose id is no plain name, expected up to "
-            "64 letters, digits, dots, hyphens and underscores",
+            "64 letters, digits, dots, hyphens and underscores; nothing was queued",
             code="queue",
         )
 
@@ -258,8 +259,8 @@ def _queued(
     """Write a plan that was never seen here, and the desk with it waiting."""
     if sum(known.state == "waiting" for known in desk.plans) >= MOST_WAITING:
         raise PolicyError(
-            f"site has {MOST_WAITING} plans waiting already; the hospital's "
-            "engineer has to approve or deny some first",
+            f"site has {MOST_WAITING} plans waiting already, expected fewer; the "
+            "hospital's engineer has to approve or deny some first",
             code="queue",
         )
     write_plan(folder, plan)

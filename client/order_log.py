@@ -83,7 +83,9 @@ def runs_of(site: Path, plan_digest: str) -> frozenset[str]:
 def _folder(site: Path, order: TrainOrder) -> Path:
     if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
         raise ContributionError(
-            "site got an order of a run whose id is no plain name", code="run"
+            "site got an order of a run whose id is no plain name, expected up to 64 "
+            "letters, digits, dots, hyphens and underscores; nothing was sent",
+            code="run",
         )
     return site / STATES / order.run
 
