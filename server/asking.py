@@ -34,7 +34,7 @@ from common.exchange import (
     fresh_nonce,
 )
 from common.wire import from_record, payload_bytes, seal_in, to_record, to_records
-from server.error_sentences import sentence_of
+from server.error_sentences import numbered, sentence_of
 from server.presence import Presence
 from server.standing import stand
 from server.verifying import Verifier
@@ -227,7 +227,7 @@ def read_reply(
         verifier.check(answer, seal, order, asked)
     except (ContributionError, VersionError) as error:
         code = getattr(error, "code", "contract")
-        why = _plain(str(error))
+        why = _plain(numbered(error))
         log.warning("refused", extra={"site": site, "code": code, "why": why})
         return Reply(site, None, "refused", why, down, up)
     return Reply(site, answer, "accepted", "", down, up)

@@ -9,7 +9,8 @@ under the same number.
 from collections.abc import Mapping
 from typing import Final
 
-from common.error_numbers import parts_of, spoken
+from common.error_numbers import number_of, parts_of, spoken
+from common.errors import FedctError
 
 _LOG = "the engineer there finds more in the site's log"
 KINDS: Final[Mapping[int, str]] = {
@@ -99,6 +100,11 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     (56, 2): "site speaks an earlier contract than the hub; update FedCT at the site",
 }
 """Exit code and number of the check to a sentence."""
+
+
+def numbered(error: FedctError) -> str:
+    """What the hub itself found wrong, for the record, with the number of its check."""
+    return f"{error} (error {spoken(number_of(error))})"
 
 
 def sentence_of(number: int) -> str:

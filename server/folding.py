@@ -12,6 +12,7 @@ from common.errors import ContributionError
 from common.exchange import Roster, TrainOrder, Update
 from server.aggregate import Aggregate, norm_of
 from server.asking import Reply, ask
+from server.error_sentences import numbered
 from server.federation import FEDERATED, Arm, Federation
 from server.record import SiteRound
 from server.robust import open_aggregate
@@ -126,7 +127,7 @@ def _fold(
         _check_control(update, control)
         norm = mean.add(update.site, update.delta, _weight(update, arm))
     except ContributionError as error:
-        return row.model_copy(update={"outcome": "refused", "reason": str(error)})
+        return row.model_copy(update={"outcome": "refused", "reason": numbered(error)})
     if control is not None:
         control += update.control_delta
     return row.model_copy(

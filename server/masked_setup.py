@@ -16,6 +16,7 @@ from common.secagg.keys import KeySet, check_announcement, key_set, unpack
 from common.secagg.sharing import SEALED_BYTES
 from common.secagg.terms import Terms, masked_weight, terms_of
 from server.asking import Reply, ask
+from server.error_sentences import numbered
 from server.federation import Arm, Federation
 from server.record import SiteRound
 from server.standing import ReachesByFile
@@ -149,7 +150,8 @@ def _gather_keys(
             check_announcement(terms, reply.site, unpack(reply.answer.keys))
             packed[reply.site] = reply.answer.keys
         except ContributionError as error:
-            row = SiteRound(site=reply.site, outcome="refused", reason=str(error))
+            why = numbered(error)
+            row = SiteRound(site=reply.site, outcome="refused", reason=why)
             left_out.refuse(reply.site, row)
     return key_set(terms, packed)
 

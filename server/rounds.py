@@ -24,6 +24,7 @@ from common.plan import Plan
 from common.sources import PUBLIC
 from common.task import Sums, add_sums
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
+from server.error_sentences import numbered
 from server.federation import Arm, Federation, first_model, judge
 from server.folding import Folded, fold_round
 from server.journal import Entry, append, entries, open_journal, take_back
@@ -130,7 +131,7 @@ def _train(
             kept, sha256 = last.checkpoint, last.sha256
         else:  # the very first round is void: keep what it began with
             kept, sha256 = 0, write_checkpoint(checkpoints, 0, state)
-        why = str(error)
+        why = numbered(error)
         return _Trained("void", folded.rows, kept, sha256, digest, why), state
     sha256 = write_checkpoint(checkpoints, number, after)
     digest = digest_of(after.model)

@@ -152,6 +152,7 @@ def test_below_the_threshold_the_round_is_void_and_nothing_is_opened(tmp_path):
     assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
     digests = [r.model_digest for r in record.rounds]
     assert digests[0] == digests[1] != digests[2]
+    assert "error 41)" in record.rounds[1].reason
     assert not [o for _, o in grid.asked if isinstance(o, OpenOrder) and o.round == 2]
 
 
@@ -218,6 +219,7 @@ def test_a_site_that_lies_about_its_weight_makes_the_round_void(tmp_path):
     grid = Liar(CASES, tmp_path / "sites", PLAN)
     record, _ = run(tmp_path / "run", grid)
     assert [r.outcome for r in record.rounds] == ["void", "closed", "closed"]
+    assert "error 40.20)" in record.rounds[0].reason
 
 
 def test_a_site_given_another_model_spoils_its_round_alone(tmp_path):
@@ -234,6 +236,71 @@ def test_a_site_given_another_model_spoils_its_round_alone(tmp_path):
     federation.line.verifier.check = lambda *a, **k: None
     record, _ = run_arm(federation, arm)
     assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
+    assert "error 40.22)" in record.rounds[1].reason
+
+
+def bent(block: bytes) -> bytes:
+    """The same with one bit changed."""
+    return bytes([block[0] ^ 1, *block[1:]])
+
+
+def test_a_site_whose_shares_do_not_decrypt_is_left_out_by_number(tmp_path):
+    def altered(grid, site, order):
+        return replace(order, sealed={s: bent(x) for s, x in order.sealed.items()})
+
+    grid = grid_of(tmp_path, faults={("mid", TrainOrder, 2): altered})
+    record, model = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    row = next(r for r in record.rounds[1].sites if r.site == "mid")
+    assert (row.outcome, row.weight) == ("failed", 0.0)
+    assert "error 40.16)" in row.reason
+
+    def survivors(number):
+        return sorted(set(CASES) - ({"mid"} if number == 2 else set()))
+
+    assert model.tobytes() == in_the_clear(PLAN, survivors).tobytes()
+
+
+def test_a_site_that_gives_other_shares_makes_the_round_void(tmp_path):
+    class Liar(MaskedGrid):
+        def masked(self, site, order):
+            answer = super().masked(site, order)
+            if site == "east" and isinstance(order, OpenOrder) and order.round == 2:
+                wrong = {s: bytes(2) + x[2:] for s, x in answer.shares.items()}
+                return replace(answer, shares=wrong)
+            return answer
+
+    grid = Liar(CASES, tmp_path / "sites", PLAN, scores={1: 0.1, 3: 0.3})
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
+    assert "error 40.16)" in record.rounds[1].reason
+    assert record.rounds[1].model_digest == record.rounds[0].model_digest
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "number"),
+    [
+        (KeysOrder, lambda o: {"members": {**o.members, "west": "ab" * 32}}, "40.15"),
+        (KeysOrder, lambda o: {"members": {"mid": o.members["mid"]}}, "40.11"),
+        (SharesOrder, lambda o: {"keys": {**o.keys, "x": o.keys["west"]}}, "40.12"),
+        (SharesOrder, lambda o: {"keys": {**o.keys, "east": o.keys["west"]}}, "40.15"),
+        (TrainOrder, lambda o: {"sealed": {"x": bytes(9), **o.sealed}}, "40.16"),
+    ],
+    ids=["another roster", "roster of one", "stranger", "site twice", "its share"],
+)
+def test_a_site_that_is_told_other_things_takes_no_part_and_says_which(
+    tmp_path, kind, change, number
+):
+    """In the first round; the others' sum is exact, or there is none."""
+    told = {("mid", kind, 1): lambda grid, site, o: replace(o, **change(o))}
+    grid = grid_of(tmp_path, faults=told)
+    record, _ = run(tmp_path / "run", grid)
+    first = record.rounds[0]
+    reasons = [first.reason, *(row.reason for row in first.sites)]
+    assert any(f"error {number})" in reason for reason in reasons)
+    row = next(r for r in first.sites if r.site == "mid")
+    assert row.outcome != "accepted"
+    assert [r.outcome for r in record.rounds[1:]] == ["closed"] * 2
 
 
 def test_a_masked_vector_of_another_shape_is_refused_by_name(tmp_path):
