@@ -1,21 +1,17 @@
 """The canary federation: what leaves hospitals whose every text is a canary.
 
-    python -m tests.attacks.canary FOLDER [--sites N] [--rounds N]
-
-runs the long form: a real federation (`tests.faults.federation`: hub, sites and proxies
-as processes of their own, mutual TLS) on studies out of `tests.attacks.canary_studies`,
-with things going wrong that have a canary in their mouth. Then every file of the hub
-(runs, journal, report, model, logs, SuperLink's database) and all that the sites sent
-and received, decrypted, is searched for each canary in each of `SPELLINGS`.
+A real federation (`tests.faults.federation`: hub, sites and proxies as processes of
+their own, mutual TLS) works on studies out of `tests.attacks.canary_studies`, with
+things going wrong that have a canary in their mouth. Then every file of the hub (runs,
+journal, report, model, logs, SuperLink's database) and all that the sites sent and
+received, decrypted, is searched for each canary in each of `SPELLINGS`.
 
 The functions below that take `(what, order, past)` happen inside a site's process, at
 the places of `tests.faults.points`.
 """
 
-import argparse
 import base64
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -244,34 +240,3 @@ def canary_federation(folder: Path, sites: Iterable[str]) -> Iterator[Canaries]:
     writer = write_canaries(nest)
     with federation(folder, tuple(sites), write_patients=writer) as fed:
         yield Canaries(fed, nest)
-
-
-def main() -> int:
-    """The long form; exits with 1 if a canary got out or the planted leak did not."""
-    parser = argparse.ArgumentParser(description="look for canaries outside hospitals")
-    parser.add_argument("folder", type=Path, help="new; kept for a closer look")
-    parser.add_argument("--sites", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    names = [f"site-{number}" for number in range(1, options.sites + 1)]
-    with canary_federation(options.folder, names) as canaries:
-        canaries.disturb()
-        run = canaries.run(options.rounds, kill=True)
-        found = canaries.found()
-        size = sum(path.stat().st_size for path in outside(canaries.fed))
-        print(
-            f"{len(canaries.nest.hatched)} canaries at {len(names)} sites, "
-            f"{len(run.journal())} rounds, {size / 1e6:.1f} MB outside: "
-            f"{len(found)} hits",
-            *found[:20],
-            sep="\n  ",
-        )
-        canaries.leaking_run()
-        planted = canaries.canary_of(names[0])
-        spelt = {how for _, how in hits(wires(canaries.fed)[0].read_bytes(), {planted})}
-    print(f"planted leak found in {len(spelt)} of {len(SPELLINGS)} spellings")
-    return int(bool(found) or spelt != set(SPELLINGS))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

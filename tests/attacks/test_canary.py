@@ -13,16 +13,9 @@ from tests.attacks.canary import (
 )
 from tests.attacks.canary_studies import Nest
 from tests.attacks.rows import row
+from tests.faults.federation import Run
 from tests.faults.hosts import until
 from tests.faults.invariants import read_audit
-
-SITES = ("first", "second")
-
-
-@pytest.fixture(scope="module")
-def canaries(tmp_path_factory):
-    with canary_federation(tmp_path_factory.mktemp("canary") / "fed", SITES) as running:
-        yield running
 
 
 @row(
@@ -32,9 +25,28 @@ def canaries(tmp_path_factory):
     "egress gate, numbers in place of texts",
     short=True,
 )
-def test_no_canary_leaves_a_hospital_and_a_planted_one_is_found(canaries, told):
+def test_no_canary_leaves_a_hospital_and_a_planted_one_is_found(tmp_path, told):
+    with canary_federation(tmp_path / "fed", ("first", "second")) as canaries:
+        _check_nothing_leaves(canaries, told, rounds=3, kill=False)
+
+
+@row(
+    "insider",
+    "the same under masks: five rounds of four sites, of which one is killed",
+    "egress gate, numbers in place of texts",
+)
+def test_no_canary_leaves_under_masks(tmp_path, told):
+    names = ("first", "second", "third", "fourth")
+    with canary_federation(tmp_path / "fed", names) as canaries:
+        masks = {"privacy__secure_aggregation": "on"}
+        run = _check_nothing_leaves(canaries, told, rounds=5, kill=True, **masks)
+    rounds = [entry.record for entry in run.journal()]
+    assert {(r.outcome, r.updates) for r in rounds} == {("closed", "under masks")}
+
+
+def _check_nothing_leaves(canaries: Canaries, told, *, rounds, kill, **changes) -> Run:
     canaries.disturb()
-    run = canaries.run(rounds=3, kill=False)
+    run = canaries.run(rounds, kill=kill, **changes)
     _check_it_went_wrong_as_planned(canaries, run)
     found = canaries.found()
     searched = outside(canaries.fed)
@@ -60,6 +72,7 @@ def test_no_canary_leaves_a_hospital_and_a_planted_one_is_found(canaries, told):
     report = (leaking.folder / "report.html").read_bytes()
     assert hits(report, {planted}) == set()
     told(control=f"gate gone: found in {len(spelt)} of {len(SPELLINGS)} spellings")
+    return run
 
 
 def _check_it_went_wrong_as_planned(canaries: Canaries, run) -> None:
@@ -73,8 +86,9 @@ def _check_it_went_wrong_as_planned(canaries: Canaries, run) -> None:
     ]
     canary = canaries.canary_of("first")
     assert canary in (first.folder / "site.log").read_text()  # it stays there
-    assert run.outcome("second", 1) == "accepted"
-    assert run.row("second", 1).found == run.row("second", 1).accepted + 1
+    *_, last = canaries.fed.sites
+    assert run.outcome(last, 1) == "accepted"
+    assert run.row(last, 1).found == run.row(last, 1).accepted + 1
     until(lambda: read_audit(first.folder).broken is None)
     judged = [line for line in read_audit(first.folder).lines if line.kind == "judge"]
     assert {line.code for line in judged} == {105312}

@@ -8,8 +8,8 @@
 `dp` is what privacy costs: Dice of the nodules plan at epsilon 2, at 8 and without, per
 patient, by the same epochs and batch size (of patients, with DP); no baselines.
 `masks` is what secure aggregation costs: Dice with masks of 32 and 16 bits, and none.
-Beside it stands the same plan without masks on another number of threads, which sums in
-another order: what no one would call a difference in the method.
+Beside it stands the same plan without masks by another library's convolutions, which sum
+in another order: what no one would call a difference in the method.
 
 Each seed is a run of its own in `OUT/<arm>-<seed>`, begun or gone on with; finished
 ones are only read, so seeds can be run side by side. The seed decides the split by
@@ -20,6 +20,8 @@ import argparse
 import statistics
 import sys
 from pathlib import Path
+
+import torch
 
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
@@ -96,9 +98,9 @@ def _exam_dp(chosen: argparse.Namespace) -> None:
 
 def _private_record(chosen: argparse.Namespace, epsilon: str, seed: int) -> RunRecord:
     if epsilon == "none":
-        return _run(chosen, "plain", seed, {}, chosen.threads)
+        return _run(chosen, "plain", seed, {})
     dp = {"epsilon": float(epsilon), **DP}
-    return _run(chosen, f"dp-{epsilon}", seed, {"dp": dp}, chosen.threads)
+    return _run(chosen, f"dp-{epsilon}", seed, {"dp": dp})
 
 
 def _exam_masks(chosen: argparse.Namespace) -> None:
@@ -107,16 +109,16 @@ def _exam_masks(chosen: argparse.Namespace) -> None:
     print("| masks | " + " | ".join(f"seed {seed}" for seed in seeds), end="")
     print(" | mean Dice | minus that without, mean |")
     print("|---" * (len(seeds) + 3) + "|", flush=True)
-    other = 2 if chosen.threads == 1 else 1
-    arms: tuple[tuple[str, str, int, dict[str, object]], ...] = (
-        ("none", "plain", chosen.threads, {}),
-        (f"none, threads: {other}", f"plain-{other}", other, {}),
-        ("32 bits", "masks-32", chosen.threads, _masks(32)),
-        ("16 bits", "masks-16", chosen.threads, _masks(16)),
+    arms: tuple[tuple[str, str, dict[str, object]], ...] = (
+        ("none", "plain", {}),
+        ("32 bits", "masks-32", _masks(32)),
+        ("16 bits", "masks-16", _masks(16)),
+        ("none, other kernels", "plain-native", {}),
     )
     plain: list[float] = []
-    for name, folder, threads, privacy in arms:
-        records = [_run(chosen, folder, seed, privacy, threads) for seed in seeds]
+    for name, folder, privacy in arms:
+        with torch.backends.mkldnn.flags(enabled=folder != "plain-native"):
+            records = [_run(chosen, folder, seed, privacy) for seed in seeds]
         values = [record.arms[0].test_mean["dice"] for record in records]
         plain = plain or values
         far = statistics.mean(v - p for v, p in zip(values, plain, strict=True))
@@ -134,7 +136,6 @@ def _run(
     name: str,
     seed: int,
     privacy: dict[str, object],
-    threads: int,
 ) -> RunRecord:
     """The nodules plan with another `[privacy]`, run or read."""
     name += f"-{chosen.rounds}" if chosen.rounds is not None else ""
@@ -157,7 +158,7 @@ def _run(
         seed=seed,
         resume=out.exists(),
         data_root=chosen.data_root,
-        threads=threads,
+        threads=chosen.threads,
     )
 
 
