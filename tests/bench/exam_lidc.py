@@ -8,8 +8,8 @@
 `dp` is what privacy costs: Dice of the nodules plan at epsilon 2, at 8 and without, per
 patient, by the same epochs and batch size (of patients, with DP); no baselines.
 `masks` is what secure aggregation costs: Dice with masks of 32 and 16 bits, and none.
-Beside it stands the same plan without masks by another library's convolutions, which sum
-in another order: what no one would call a difference in the method.
+Beside it stands the same plan without masks by another library's convolutions, which
+sum in another order: what no one would call a difference in the method.
 
 Each seed is a run of its own in `OUT/<arm>-<seed>`, begun or gone on with; finished
 ones are only read, so seeds can be run side by side. The seed decides the split by
