@@ -16,7 +16,6 @@ from pydantic import BaseModel
 
 from client.egress import nearest_ten
 from common.errors import RunError
-from common.metrics.names import told_once
 from common.plan_file import parse_plan, plan_toml
 from server import record as schema
 from server import report_format as write
@@ -859,20 +858,6 @@ def test_with_one_class_a_metric_stands_once_and_with_two_in_full(record):
     assert "· nodule" not in one
     two = changed(record, arms=[arm], class_names=["nodule", "lung"])
     assert "Dice · nodule" in _Page(render_html(two)).text
-
-
-@pytest.mark.parametrize(
-    ("monitor", "classes", "kept"),
-    [
-        ("dice", 1, ["dice", "iou", "loss"]),
-        ("dice/a", 1, ["dice/a", "iou", "loss"]),
-        ("dice", 2, ["dice", "dice/a", "iou", "iou/a", "loss"]),
-    ],
-)
-def test_a_metric_that_repeats_another_is_left_out(monitor, classes, kept):
-    names = ["dice", "dice/a", "iou", "iou/a", "loss"]
-    assert told_once(names, monitor, classes) == kept
-    assert told_once(["dice/a"], "dice", 1) == ["dice/a"]
 
 
 def test_codes_of_intake_are_a_list(record, page):
