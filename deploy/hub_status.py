@@ -94,18 +94,9 @@ def hub_status(folder: Path) -> HubStatus:
 
 
 def print_hub_status(status: HubStatus) -> None:
-    """Three small tables."""
+    """Print how the hub stands: three small tables, alarms, what runs wait for."""
     console = Console()
-    missing = [row.name for row in status.processes if not row.running]
-    word = "up" if status.running else "down"
-    if status.running and missing:
-        word = f"up without {' and '.join(missing)}; see logs/ in its folder"
-    if status.running and not status.processes:
-        word = (
-            f"up, but its {PROCESSES_FILE} can't be read, expected what `fedct server "
-            "start` writes; it is written anew when a program starts or ends"
-        )
-    console.print(f"hub {status.address}: {word}")
+    console.print(f"hub {status.address}: {_standing(status)}")
     processes = Table("process", "running", "restarts")
     for process in status.processes:
         processes.add_row(
@@ -131,6 +122,21 @@ def print_hub_status(status: HubStatus) -> None:
             console.print(f"ALARM: {site.alarm}")
     for run in status.runs:
         _print_waiting(console, run)
+
+
+def _standing(status: HubStatus) -> str:
+    """Whether the hub is up, and what of it is not."""
+    if not status.running:
+        return "down"
+    if not status.processes:
+        return (
+            f"up, but its {PROCESSES_FILE} can't be read, expected what `fedct server "
+            "start` writes; it is written anew when a program starts or ends"
+        )
+    missing = [row.name for row in status.processes if not row.running]
+    if missing:
+        return f"up without {' and '.join(missing)}; see logs/ in its folder"
+    return "up"
 
 
 def _print_waiting(console: Console, run: RunState) -> None:
