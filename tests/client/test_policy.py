@@ -9,6 +9,7 @@ from datetime import date, datetime, time
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ import client.app
 from client.app import serve_order
 from client.audit import read_audit
 from client.desk import decide, queue_plan
+from client.mask_memory import MASKED as MASKED_FILE
+from client.masking import SiteMasks
 from client.policy import (
     Policy,
     check_hours,
@@ -29,11 +32,27 @@ from client.service import SiteService
 from client.site_file import CLIENT_FILE, SIGN_KEY, SiteFile, read_site_file, site_toml
 from common.canonical import digest_of_answer
 from common.errors import JoinError, PolicyError
-from common.exchange import Hello, Judgement, JudgeOrder, Order, Roster, Update
+from common.exchange import (
+    Hello,
+    Judgement,
+    JudgeOrder,
+    KeysOrder,
+    MaskedUpdate,
+    Opening,
+    OpenOrder,
+    Order,
+    Roster,
+    RoundKeys,
+    SealedShares,
+    SharesOrder,
+    TrainOrder,
+    Update,
+)
+from common.keys import read_signing_key
 from common.plan import Plan
 from common.plan_file import plan_toml
-from common.signing import Mark, make_signing_key
-from common.wire import from_record, seal_in, to_record
+from common.signing import Mark, asked_of, make_signing_key, public_text, verify
+from common.wire import from_record, payload_bytes, seal_in, to_record
 from deploy.engine import InProcessGrid
 from deploy.phantom.scanner import HOSPITALS
 from server.federation import first_model
@@ -432,3 +451,105 @@ def test_a_plan_has_as_many_runs_as_the_policy_allows(hospital):
     assert not ask(site, hello(other)).has_error()
     assert not ask(site, order(other, 1, 0, run="third")).has_error()
     assert not ask(site, order(PLAN, 2, 1, run="first")).has_error()
+
+
+class MaskedHospital:
+    """A hospital in a masked round with two other sites, and the hub between them."""
+
+    def __init__(self, folder: Path, others: Path) -> None:
+        self.folder = folder
+        self.key = read_signing_key(folder / SIGN_KEY).public_key()
+        self.others = {}
+        roster = {"north": public_text(self.key)}
+        for name in ("south", "west"):
+            identity = Ed25519PrivateKey.generate()
+            roster[name] = public_text(identity.public_key())
+            home = others / name
+            home.mkdir(mode=0o700, parents=True)
+            self.others[name] = SiteMasks(home, name, identity)
+        self.hello = hello(MASKED, roster)
+        size = first_model(MASKED)[1].size
+        self.keys = KeysOrder("run", MASKED.digest, 1, roster, 20, size, 3)
+
+    def set_up(self) -> TrainOrder:
+        """Roll call, keys and shares; the order to train that comes after them."""
+        assert not ask(self.folder, self.hello).has_error()
+        packed = {"north": from_record(ask(self.folder, self.keys).content, RoundKeys)}
+        packed |= {n: s.keys(self.keys, MASKED, 1) for n, s in self.others.items()}
+        keys = {name: one.keys for name, one in packed.items()}
+        self.shares = SharesOrder("run", MASKED.digest, 1, keys)
+        assert not ask(self.folder, self.shares).has_error()
+        sealed = {n: s.shares(self.shares).sealed for n, s in self.others.items()}
+        mine = {name: shares["north"] for name, shares in sealed.items()}
+        return order(MASKED, 1, 0, sealed=mine)
+
+    @property
+    def open(self) -> OpenOrder:
+        """The order to open the sum of all three."""
+        return OpenOrder("run", MASKED.digest, 1, ("north", "south", "west"))
+
+
+@pytest.fixture
+def masked(hospital, tmp_path) -> MaskedHospital:
+    return MaskedHospital(hospital(AUTO), tmp_path / "others")
+
+
+def test_every_turn_of_a_masked_round_is_written_down_as_it_left(masked):
+    train = masked.set_up()
+    turns = [
+        (masked.hello, Roster),
+        (masked.keys, RoundKeys),
+        (masked.shares, SealedShares),
+        (train, MaskedUpdate),
+        (masked.open, Opening),
+    ]
+    before = len(read_audit(masked.folder).lines)
+    assert before == 3  # the set-up's own
+    for one, kind in turns[3:]:
+        content = ask(masked.folder, one).content
+        answer, seal = from_record(content, kind), seal_in(content)
+        line = read_audit(masked.folder).lines[-1]
+        verify(answer, asked_of(one, "north"), seal, masked.key)
+        assert line.digest == digest_of_answer(answer).hex()
+        assert line.bytes_out == payload_bytes(content) > 0
+        assert seal.mark == Mark(line.number, line.hash)
+    log = read_audit(masked.folder)
+    assert log.broken is None
+    assert [line.what for line in log.lines] == [kind.__name__ for _, kind in turns]
+    assert [line.round for line in log.lines] == [None, 1, 1, 1, 1]
+    assert all(line.digest and line.bytes_out for line in log.lines[1:])
+    assert {line.allowed[:11] for line in log.lines} == {"approved 20"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"max_update_norm": 1e-6}, 105309), ({"min_sites": 4}, 105306)],
+)
+def test_what_the_policy_forbids_meanwhile_is_not_masked(
+    hospital, masked, monkeypatch, change, said
+):
+    train, real = masked.set_up(), SiteService.train
+
+    def change_meanwhile(self: SiteService, *args: object) -> Update:
+        update = real(self, *args)
+        hospital(AUTO.model_copy(update=change))
+        return update
+
+    monkeypatch.setattr(SiteService, "train", change_meanwhile)
+    assert number(masked.folder, train) == said
+    assert not (masked.folder / "state" / "run" / MASKED_FILE).exists()
+    line = read_audit(masked.folder).lines[-1]
+    assert (line.what, line.code, line.bytes_out) == ("error", said, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"answers": ("roster",)}, 105311), ({"min_sites": 4}, 105306)]
+)
+def test_what_the_policy_forbids_meanwhile_is_not_opened(
+    hospital, masked, change, said
+):
+    assert not ask(masked.folder, masked.set_up()).has_error()
+    hospital(AUTO.model_copy(update=change))
+    assert number(masked.folder, masked.open) == said
+    hospital(AUTO)
+    assert not ask(masked.folder, masked.open).has_error()
