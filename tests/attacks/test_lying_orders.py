@@ -12,18 +12,16 @@ import client.app
 import client.rules
 from client.app import serve_order
 from client.policy import Policy
-from client.site_file import CLIENT_FILE, SIGN_KEY, SiteFile, site_toml
 from common.exchange import Hello, TrainOrder, Update
 from common.parameters import digest_of
 from common.plan_file import plan_toml
-from common.signing import make_signing_key
 from common.wire import from_record, to_record
 from deploy.engine import InProcessGrid
 from deploy.phantom.formats import write_images
 from deploy.phantom.scanner import HOSPITALS
 from server.federation import first_model, plan_layout
 from tests.attacks.rows import row
-from tests.client.conftest import slices
+from tests.client.conftest import slices, write_hospital
 
 SERVER = "curious or malicious server"
 TIMES = 20
@@ -41,19 +39,7 @@ def pictures(tmp_path_factory):
 def hospital(tmp_path, pictures):
     client.app._services.clear()
     InProcessGrid([])  # Flower wants a task identity before it makes messages
-    folder = tmp_path / "a-site"
-    (folder / "keys").mkdir(mode=0o700, parents=True)
-    folder.chmod(0o700)
-    make_signing_key(folder / SIGN_KEY)
-    content = {
-        "name": "a-site",
-        "device": "cpu",
-        "hub": {"address": "hub.example.org:8443"},
-        "policy": Policy(approve="auto"),
-        "data": {"source": str(pictures), "format": "images"},
-    }
-    (folder / CLIENT_FILE).write_text(site_toml(SiteFile.model_validate(content)))
-    yield folder
+    yield write_hospital(tmp_path / "a-site", Policy(approve="auto"), pictures)
     client.app._services.clear()
 
 

@@ -17,8 +17,8 @@ from client.desk import decide, queue_plan
 from client.mask_memory import OPENED
 from client.masking import SiteMasks
 from client.peers import PEERS
+from client.policy import Policy
 from client.rules import permitted
-from client.site_file import CLIENT_FILE, SiteFile, site_toml
 from common.errors import ContributionError, PolicyError
 from common.exchange import Hello, SharesOrder
 from common.parameters import digest_of
@@ -53,6 +53,7 @@ from tests.attacks.masked_lab import (
     update_of,
 )
 from tests.attacks.rows import row
+from tests.client.conftest import write_hospital
 from tests.common.secagg.cohort import MODEL, cohort
 
 TRIALS = 10
@@ -264,14 +265,7 @@ TRUE_SITES = {n: public_text(identity_of(n).public_key()) for n in FIVE}
 
 def rules_of(folder, approve):
     """A hospital's rules; an engineer who is asked has confirmed the true sites."""
-    folder.mkdir(parents=True, mode=0o700)
-    content = {
-        "name": folder.name,
-        "hub": {"address": "hub.example.org:8443"},
-        "policy": {"approve": approve},
-        "data": {"source": str(folder)},
-    }
-    (folder / CLIENT_FILE).write_text(site_toml(SiteFile.model_validate(content)))
+    write_hospital(folder, Policy(approve=approve), folder)
     plan = plan_of()
     if approve == "ask":
         queue_plan(folder, plan_toml(plan), "run", sites=TRUE_SITES)

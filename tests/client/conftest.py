@@ -1,7 +1,7 @@
 """One small hospital of pictures, taken in once, and services that work on it."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,16 @@ import torch
 from client.audit import Left
 from client.desk import check_approved
 from client.open_site import open_cases
+from client.policy import Policy
 from client.service import SiteCases, SiteService
 from client.site import SiteConfig, write_site
+from client.site_file import CLIENT_FILE, SIGN_KEY, SiteFile, site_toml
 from common.errors import PolicyError
 from common.exchange import TrainOrder
 from common.parameters import digest_of
 from common.plan import Plan
 from common.plan_file import parse_plan, plan_toml
+from common.signing import make_signing_key
 from common.sources import Source
 from deploy.phantom.formats import write_images
 from deploy.phantom.scanner import HOSPITALS
@@ -37,6 +40,31 @@ def slices(algorithm: str = "fedavg", **changes: object) -> Plan:
     """`SLICES` for an algorithm, with keys replaced."""
     changes = {"federation__algorithm": algorithm, **ALGORITHMS[algorithm], **changes}
     return plan_of(SLICES, **changes)
+
+
+def write_hospital(
+    folder: Path, policy: Policy, pictures: Path, where: Mapping[str, str] | None = None
+) -> Path:
+    """Write a hospital's folder, with a key to sign with; again for another policy.
+
+    Args:
+        folder: Its name is the site's.
+        policy: The hospital's.
+        pictures: The images, as `write_images` writes them.
+        where: Which of them are this hospital's; unset: all.
+    """
+    (folder / "keys").mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    make_signing_key(folder / SIGN_KEY)
+    content = {
+        "name": folder.name,
+        "device": "cpu",
+        "hub": {"address": "hub.example.org:8443"},
+        "policy": policy,
+        "data": {"source": str(pictures), "format": "images", "where": where or {}},
+    }
+    (folder / CLIENT_FILE).write_text(site_toml(SiteFile.model_validate(content)))
+    return folder
 
 
 def is_approved(folder: Path, digest: str) -> bool:

@@ -29,7 +29,7 @@ from client.policy import (
     objections,
 )
 from client.service import SiteService
-from client.site_file import CLIENT_FILE, SIGN_KEY, SiteFile, read_site_file, site_toml
+from client.site_file import CLIENT_FILE, SIGN_KEY, read_site_file
 from common.canonical import digest_of_answer
 from common.errors import JoinError, PolicyError
 from common.exchange import (
@@ -51,12 +51,12 @@ from common.exchange import (
 from common.keys import read_signing_key
 from common.plan import Plan
 from common.plan_file import plan_toml
-from common.signing import Mark, asked_of, make_signing_key, public_text, verify
+from common.signing import Mark, asked_of, public_text, verify
 from common.wire import from_record, payload_bytes, seal_in, to_record
 from deploy.engine import InProcessGrid
 from deploy.phantom.scanner import HOSPITALS
 from server.federation import first_model
-from tests.client.conftest import order, slices
+from tests.client.conftest import order, slices, write_hospital
 
 PLAN = slices()
 MASKED = slices(privacy__secure_aggregation="on")
@@ -77,23 +77,8 @@ def hospital(tmp_path, hospital_pictures) -> Callable[..., Path]:
     """A hospital's folder with a policy; asked again, the policy is another one."""
 
     def make(policy: Policy) -> Path:
-        folder = tmp_path / "north"
-        (folder / "keys").mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        make_signing_key(folder / SIGN_KEY)
-        content = {
-            "name": "north",
-            "device": "cpu",
-            "hub": {"address": "hub.example.org:8443"},
-            "policy": policy,
-            "data": {
-                "source": str(hospital_pictures),
-                "format": "images",
-                "where": {"vendor": HOSPITALS[0].scanner.vendor},
-            },
-        }
-        text = site_toml(SiteFile.model_validate(content))
-        (folder / CLIENT_FILE).write_text(text)
+        where = {"vendor": HOSPITALS[0].scanner.vendor}
+        folder = write_hospital(tmp_path / "north", policy, hospital_pictures, where)
         assert read_site_file(folder).policy == policy
         return folder
 
