@@ -2,9 +2,10 @@
 
 A site's number is q = floor(u + x w limit / (range weight_cap)), x cut to the range, u
 uniform in 0..1: rounding at random, so that its mean is right. Limit times the number
-of sites stays below half of the modulus, so that no sum ever wraps. Behind the update
-stand the weight, byte by byte, and a few ones: their sums say whether the masks of all
-sites fell away.
+of sites stays below half of the modulus, so that no sum of such numbers ever wraps. A
+sum that they could not add up to is refused, so a site that does not cut its numbers
+moves no mean beyond the range. Behind the update stand the weight, byte by byte, and a
+few ones: their sums say whether the masks of all sites fell away.
 
 The rounding comes from a generator that is passed in. It hides nothing (masks do) and
 is seeded like the training, so that a repeated round is the same to the bit.
@@ -103,7 +104,8 @@ def decode(terms: Terms, total: Masked, survivors: int) -> OpenedSum:
         survivors: How many sites' numbers are in it.
 
     Raises:
-        ContributionError: Masks are left in it: `code` is "masks".
+        ContributionError: Masks are left in it, or it is more than these sites' numbers
+            can add up to; `code` is "masks" or "range".
     """
     tail = [int(number) for number in total[terms.size :]]
     weight = sum(limb << (8 * place) for place, limb in enumerate(tail[ONES:]))
@@ -117,6 +119,7 @@ def decode(terms: Terms, total: Masked, survivors: int) -> OpenedSum:
         )
     signed = total.dtype.newbyteorder("=").str.replace("u", "i")
     step = terms.mask_range * terms.weight_cap / terms.limit / weight
+    most = terms.limit * weight / terms.weight_cap + survivors  # 1 each for rounding
     mean = (
         total[: terms.size].view(np.float32)
         if terms.mask_bits == 32
@@ -124,5 +127,13 @@ def decode(terms: Terms, total: Masked, survivors: int) -> OpenedSum:
     )
     for start in range(0, terms.size, _CHUNK):
         part = slice(start, min(start + _CHUNK, terms.size))
-        mean[part] = total[part].view(signed).astype(np.float64) * step
+        numbers = total[part].view(signed).astype(np.float64)
+        if max(numbers.max(), -numbers.min()) > most:
+            raise ContributionError(
+                f"the sum of {survivors} sites has a number beyond {most:.0f}, "
+                "expected what updates cut to the plan's mask_range add up to; a site "
+                "masked larger numbers than it may",
+                code="range",
+            )
+        mean[part] = numbers * step
     return OpenedSum(mean, weight)

@@ -277,6 +277,25 @@ def test_a_site_that_gives_other_shares_makes_the_round_void(tmp_path):
     assert record.rounds[1].model_digest == record.rounds[0].model_digest
 
 
+def test_a_site_that_masks_more_than_it_may_makes_the_round_void(tmp_path):
+    """It skips its own cut at the plan's range, which nobody sees in one vector."""
+
+    class Hostile(MaskedGrid):
+        def masked(self, site, order):
+            answer = super().masked(site, order)
+            if site == "mid" and isinstance(answer, MaskedUpdate) and answer.round == 2:
+                moved = answer.masked.copy()
+                moved[0] += 3 << 29
+                return replace(answer, masked=moved)
+            return answer
+
+    grid = Hostile(CASES, tmp_path / "sites", PLAN, scores={1: 0.1, 3: 0.3})
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
+    assert "error 40.28)" in record.rounds[1].reason
+    assert record.rounds[1].model_digest == record.rounds[0].model_digest
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "number"),
     [

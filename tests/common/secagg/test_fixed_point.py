@@ -55,6 +55,27 @@ def test_the_largest_numbers_of_all_sites_do_not_wrap(bits):
         assert np.allclose(opened.mean, sign, atol=1.1 / agreed.limit)
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sum_beyond_what_the_sites_may_send_does_not_open(bits, sign):
+    """One of five adds what only all others together could, and more."""
+    agreed = terms(bits=bits)
+    deltas = [np.full(30, sign, dtype=np.float32) for _ in range(5)]
+    weights = (50, 50, 50, 50, 20)
+
+    def total(extra):
+        added = np.zeros(30 + TAIL, dtype=f"<u{bits // 8}")
+        for i, (delta, weight) in enumerate(zip(deltas, weights, strict=True)):
+            added += encode(agreed, delta, weight, np.random.default_rng(i))
+        added[17] += np.array(sign * extra).astype(added.dtype)
+        return added
+
+    decode(agreed, total(0), 5)  # the control: all at the bound
+    with pytest.raises(ContributionError) as caught:
+        decode(agreed, total(10), 5)
+    assert caught.value.code == "range"
+
+
 def test_rounding_is_right_in_the_mean():
     agreed = terms(size=200_000, bits=16)
     delta = np.full(200_000, 0.4 / agreed.limit, dtype=np.float32)
