@@ -187,7 +187,7 @@ SCHEMA: Final[Mapping[type[Answer], Mapping[str, Rule]]] = {
         "site": _SITE,
         "round": _ROUND,
         "agreement": Block(64, is_optional=True),
-        "shares": NamedBlocks(SHARE_BYTES, of_group=True),
+        "shares": NamedBlocks(SHARE_BYTES),
         "sealed": NamedBlocks(SEALED_BYTES, "next_keys"),
     },
 }

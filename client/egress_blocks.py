@@ -22,21 +22,23 @@ class MaskedVector:
 
 @dataclass(frozen=True)
 class Block:
-    """So many bytes of keys, signatures or shares."""
+    """Keys, a signature or a share."""
 
     size: int
+    """Bytes."""
     is_optional: bool = False
+    """Whether none at all will do as well."""
 
 
 @dataclass(frozen=True)
 class NamedBlocks:
-    """Sites' names, each with so many bytes of keys or shares."""
+    """Sites' names, each with keys or shares."""
 
     size: int
-    known: str = ""
-    """Field of the order that has the names."""
-    of_group: bool = False
-    """Whether they are the sites of the round instead, each of them once."""
+    """Bytes of each."""
+    known: str | None = None
+    """Field of the order that has the names; unset: they are the sites of the round,
+    each of them once."""
 
 
 BlockRule = MaskedVector | Block | NamedBlocks
@@ -59,9 +61,9 @@ def wrong_block(
         case Block(size=size, is_optional=optional):
             empty = optional and value == b""
             return None if empty else _wrong_bytes(value, size)
-        case NamedBlocks(size=size, of_group=True):
-            return _wrong_blocks(value, size, grouped, whole=True)
         case NamedBlocks(size=size, known=field):
+            if field is None:
+                return _wrong_blocks(value, size, grouped, whole=True)
             return _wrong_blocks(value, size, getattr(order, field, {}))
 
 
