@@ -1,10 +1,12 @@
 """Rounds under masks: the mean is exact, whoever is lost on the way."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import server.masked_round
 from common.errors import ContributionError
 from common.exchange import (
     KeysOrder,
@@ -113,6 +115,24 @@ def test_steady_state_has_two_turns_a_round(tmp_path):
         (SharesOrder, 1),
         *[(kind, n) for n in (1, 2, 3) for kind in (TrainOrder, OpenOrder)],
     ]
+
+
+def test_a_masked_vector_is_gone_before_the_next_is_asked_for(tmp_path, monkeypatch):
+    """Memory at the hub is one sum and one vector, however many sites take part."""
+    real, seen = server.masked_round.ask, []
+
+    def watched(*given):
+        for reply in real(*given):
+            vector = getattr(reply.answer, "masked", None)
+            alive = None if vector is None else weakref.ref(vector)
+            yield reply
+            del reply, vector
+            if alive is not None:
+                seen.append(alive() is None)
+
+    monkeypatch.setattr(server.masked_round, "ask", watched)
+    run(tmp_path / "run", grid_of(tmp_path))
+    assert seen == [True] * 15
 
 
 @pytest.mark.parametrize("fault", [silent, restarted])
