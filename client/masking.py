@@ -28,10 +28,9 @@ from client.mask_memory import (
     save_carried,
 )
 from client.peers import check_peers
-from client.state import STATES
+from client.state import states_of
 from common.errors import ContributionError
 from common.exchange import (
-    RUN_ID,
     KeysOrder,
     MaskedUpdate,
     Opening,
@@ -193,10 +192,8 @@ class SiteMasks:
                 f"expected {one.terms.size} as the keys of the round were made for",
                 code="model",
             )
-        folder, rounding = (
-            self._run(order.run),
-            _rounding(plan, self._site, order.round),
-        )
+        folder = states_of(self._folder, order.run)
+        rounding = _rounding(plan, self._site, order.round)
         carried = None
         if plan.privacy.mask_bits == 16:
             carried = load_carried(folder, order.state_round, update.delta.size)
@@ -250,7 +247,7 @@ class SiteMasks:
                 return Opening(self._site, order.round, agreement=word)
             check_agreement(one.keys, told, order.agreed)
         one.told = told
-        note_opening(self._run(order.run), order.round, one.model, told)
+        note_opening(states_of(self._folder, order.run), order.round, one.model, told)
         one.answer = None  # a model's worth of memory
         sealed: Mapping[str, bytes] = {}
         if order.next_keys:
@@ -265,11 +262,7 @@ class SiteMasks:
         return () if one is None or one.keys is None else one.keys.sites
 
     def _check(self, order: KeysOrder, plan: Plan) -> None:
-        if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
-            raise ContributionError(
-                f"site {self._site!r} got an order of a run whose id is no plain name",
-                code="run",
-            )
+        states_of(self._folder, order.run)  # or it names no folder
         if order.plan_digest != plan.digest:
             raise ContributionError(
                 f"site {self._site!r} got an order for another plan than it approved",
@@ -296,7 +289,7 @@ class SiteMasks:
             )
         if one.keys is None:
             assert one.made is not None
-            terms, run = one.terms, self._run(one.terms.run)
+            terms, run = one.terms, states_of(self._folder, one.terms.run)
             check_group(run, terms.round, keys.sites, terms.threshold, one.colluders)
             mine, dealt = deal(keys, self._site, one.made)
             one.keys, one.dealt, one.held = keys, dealt, {self._site: mine}
@@ -309,9 +302,6 @@ class SiteMasks:
         if one is None:
             raise self._unknown(number)
         return one
-
-    def _run(self, run: str) -> Path:
-        return self._folder / STATES / run
 
     def _unknown(self, number: int) -> ContributionError:
         return ContributionError(

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
-from client.state import STATES
+from client.state import STATES, states_of
 from common.errors import ContributionError
-from common.exchange import RUN_ID, TrainOrder
+from common.exchange import TrainOrder
 from common.parameters import digest_of
 
 ANSWERED = "answered.json"
@@ -46,7 +46,7 @@ def check_question(site: Path, order: TrainOrder) -> None:
             "question".
         StoreError: What was answered can't be read.
     """
-    known = read_texts(_folder(site, order) / ANSWERED).get(str(order.round))
+    known = read_texts(states_of(site, order.run) / ANSWERED).get(str(order.round))
     if known not in (None, _digest(order)):
         raise ContributionError(
             f"round {order.round} was answered for another model or state before, "
@@ -59,7 +59,7 @@ def check_question(site: Path, order: TrainOrder) -> None:
 def note_question(site: Path, order: TrainOrder) -> None:
     """Write down what is answered, before the answer leaves; see `check_question`."""
     check_question(site, order)
-    folder, number = _folder(site, order), str(order.round)
+    folder, number = states_of(site, order.run), str(order.round)
     known = read_texts(folder / ANSWERED)
     if number not in known:
         make_private_folder(folder)
@@ -78,16 +78,6 @@ def runs_of(site: Path, plan_digest: str) -> frozenset[str]:
         for path in (site / STATES).glob(f"*/{ANSWERED}")
         if read_texts(path).get(_PLAN) == plan_digest
     )
-
-
-def _folder(site: Path, order: TrainOrder) -> Path:
-    if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
-        raise ContributionError(
-            "site got an order of a run whose id is no plain name, expected up to 64 "
-            "letters, digits, dots, hyphens and underscores; nothing was sent",
-            code="run",
-        )
-    return site / STATES / order.run
 
 
 def _digest(order: TrainOrder) -> str:

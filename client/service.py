@@ -31,7 +31,7 @@ from client.dp_site import (
 )
 from client.intake.run import SiteData
 from client.patches import PatchSampler
-from client.state import STATES, SiteState, load_state, save_state
+from client.state import SiteState, load_state, save_state, states_of
 from client.store import CaseStore
 from client.train import (
     NOTHING,
@@ -47,7 +47,6 @@ from common.accounting import Cost
 from common.case import PreparedCase
 from common.errors import ContributionError, StoreError
 from common.exchange import (
-    RUN_ID,
     Hello,
     Judgement,
     JudgeOrder,
@@ -171,7 +170,9 @@ class SiteService:
             control=control,
             answer={} if cost is None else packed(order, delta, control_delta, cost),
         )
-        save_state(self._state_folder(order.run), order.round, after, order.state_round)
+        save_state(
+            states_of(self._folder, order.run), order.round, after, order.state_round
+        )
         self._memory = (order.run, order.round, after)
         return self._update(order, delta, control_delta, cost, trained)
 
@@ -294,12 +295,7 @@ class SiteService:
         return self._opened[part]
 
     def _check(self, order: Order) -> None:
-        if not RUN_ID.fullmatch(order.run):  # it names a folder of ours
-            raise ContributionError(
-                f"site {self.name!r} got an order of a run whose id is no plain name, "
-                "expected up to 64 letters, digits, dots, hyphens and underscores",
-                code="run",
-            )
+        states_of(self._folder, order.run)  # or it names no folder
         if order.plan_digest != self._plan.digest:
             raise ContributionError(
                 f"site {self.name!r} got an order for plan {order.plan_digest[:12]}, "
@@ -327,15 +323,12 @@ class SiteService:
             self._network, self._layout, self._plan.federation, order, state
         )
 
-    def _state_folder(self, run: str) -> Path:
-        return self._folder / STATES / run
-
     def _recall(self, run: str, number: int) -> SiteState:
         if number == 0:
             return self._first
         if self._memory is not None and self._memory[:2] == (run, number):
             return self._memory[2]
-        return load_state(self._state_folder(run), number)
+        return load_state(states_of(self._folder, run), number)
 
 
 def _local_of(network: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from client.private_files import FILE_MODE, make_private_folder, sync_folder
-from common.errors import StoreError
+from common.errors import ContributionError, StoreError
+from common.exchange import RUN_ID
 
 STATES = "state"
 """In a site's folder; holds a folder for each run."""
@@ -107,6 +108,25 @@ def load_state(folder: Path, number: int) -> SiteState:
             "expected the file it wrote then; this site can rejoin only in a new run",
             code="state",
         ) from error
+
+
+def states_of(site: Path, run: str) -> Path:
+    """The folder of a run's states; it may not be there yet.
+
+    Args:
+        site: The site's folder.
+        run: Id of the run, from a server.
+
+    Raises:
+        ContributionError: It names no folder; `code` is "run".
+    """
+    if not RUN_ID.fullmatch(run):
+        raise ContributionError(
+            "site got an order of a run whose id is no plain name, expected up to 64 "
+            "letters, digits, dots, hyphens and underscores; nothing was done",
+            code="run",
+        )
+    return site / STATES / run
 
 
 def forget_old_states(site: Path, now: float) -> None:
