@@ -117,8 +117,8 @@ def _exam_masks(chosen: argparse.Namespace) -> None:
     )
     plain: list[float] = []
     for name, folder, privacy in arms:
-        with torch.backends.mkldnn.flags(enabled=folder != "plain-native"):
-            records = [_run(chosen, folder, seed, privacy) for seed in seeds]
+        torch.backends.mkldnn.enabled = folder != "plain-native"
+        records = [_run(chosen, folder, seed, privacy) for seed in seeds]
         values = [record.arms[0].test_mean["dice"] for record in records]
         plain = plain or values
         far = statistics.mean(v - p for v, p in zip(values, plain, strict=True))
