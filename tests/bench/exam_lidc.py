@@ -117,7 +117,8 @@ def _exam_masks(chosen: argparse.Namespace) -> None:
     )
     plain: list[float] = []
     for name, folder, privacy in arms:
-        torch.backends.mkldnn.enabled = folder != "plain-native"
+        native = folder == "plain-native"
+        torch.backends.mkldnn.enabled = not native  # type: ignore[assignment]
         records = [_run(chosen, folder, seed, privacy) for seed in seeds]
         values = [record.arms[0].test_mean["dice"] for record in records]
         plain = plain or values
