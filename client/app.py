@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.masking import SiteMasks
@@ -66,6 +66,8 @@ _SHORTAGES = (
 )
 """How libraries below torch say it that raise no error of their own kind for it."""
 
+_TYPES = (MessageType.QUERY, MessageType.TRAIN, MessageType.EVALUATE)
+
 log = logging.getLogger("fedct.site")
 
 app = ClientApp()
@@ -91,6 +93,16 @@ def judge(message: Message, context: Context) -> Message:
     return _answer(message, context)
 
 
+def work(message: Message, context: Context) -> Message:
+    """What leaves for a message, whatever a hub made it: never raises.
+
+    One of a type that the app has no function for is no order, as any other that makes
+    none.
+    """
+    known = message.metadata.message_type in _TYPES
+    return app(message, context) if known else _answer(message, context)
+
+
 def _answer(message: Message, context: Context) -> Message:
     try:
         folder = _site_folder(context)
@@ -113,20 +125,33 @@ def serve_order(folder: Path, message: Message) -> tuple[Message, FedctError | N
     Returns:
         What leaves; and, for the site's own eyes, why it is only a number.
     """
-    order, bytes_in = None, payload_bytes(message.content)
+    order, bytes_in = None, 0
+    content = message.content if message.has_content() else RecordDict()
     try:
-        order = order_in(message.content)
+        bytes_in = payload_bytes(content)
+        order = order_in(content)
         return _sealed_answer(folder, order, message, bytes_in), None
     except Exception as error:
         known = _as_known(error)
         number = UNFORESEEN if known is None else number_of(known)
         _note(folder / LOG_FILE, spoken(number), known)
-        with suppress(FedctError):  # the number holds nothing that must not leave
-            key = _signing_key(folder)
-            note_left(folder, order, key, what="error", code=number, bytes_in=bytes_in)
+        note_number(folder, number, order, bytes_in)
         what = type(error).__name__
         said = known or EngineError(f"site met {what}; its {LOG_FILE} says more")
         return Message(Error(number), reply_to=message), said
+
+
+def note_number(
+    folder: Path, number: int, order: Order | None = None, bytes_in: int = 0
+) -> None:
+    """Write down that a number leaves instead of an answer.
+
+    If even that can't be written, the number leaves all the same: it holds nothing that
+    must not.
+    """
+    with suppress(FedctError):
+        key = _signing_key(folder)
+        note_left(folder, order, key, what="error", code=number, bytes_in=bytes_in)
 
 
 def _sealed_answer(

@@ -12,8 +12,9 @@ Lines taken off the end show too: the hash of an answer's line is in the answer'
 (`common.signing`), so the hub knows how far the log was, and signs that for whoever
 asks (`server.witness`).
 
-Not covered here: who can read the site's key, as root can. He can write the whole file
-anew, but not what the hub has seen of it.
+Not covered here: what the line itself tells (that the site is there, what it has
+taken, how long it worked); and who can read the site's key, as root can. He can write
+the whole file anew, but not what the hub has seen of it.
 """
 
 import fcntl

@@ -91,6 +91,7 @@ class Fleet:
         key: ec.EllipticCurvePrivateKey,
         tell: Callable[[str], None],
         stop: threading.Event,
+        note: Callable[[int], None] = lambda number: None,
     ) -> None:
         """Prepare the connection; nothing is sent yet.
 
@@ -99,9 +100,11 @@ class Fleet:
             key: The node key (EC P-384) that the hub has on its register.
             tell: Hears what goes wrong on the line, one sentence each.
             stop: Set from outside to leave every wait.
+            note: Hears of the number that leaves for an order that can't be read.
         """
         self._tell = tell
         self._stop = stop
+        self._note = note
         self._clock = HubClock()
         self._client = fleet_client(hub, NodeSignature(key, self._clock), _TIMEOUT_S)
         self._parts = hub.url + PATH
@@ -220,6 +223,7 @@ class Fleet:
             unpack(message, self._get_part, sys.maxsize)
         except (MalformedError, _PartError) as error:
             self._tell(f"an order can't be read ({error}); asking for it again")
+            self._note(ORDER_LOST)
             self.push(Message(Error(ORDER_LOST, ""), reply_to=message), 0.0)
             return None
         return message

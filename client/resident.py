@@ -17,14 +17,15 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.activity import work_of
-from client.app import SITE_FOLDER_KEY
-from client.app import app as client_app
+from client.app import SITE_FOLDER_KEY, note_number
+from client.app import work as work_on
 from client.control import serve_control
 from client.desk_control import DeskControl
 from client.fleet import Fleet
@@ -50,7 +51,7 @@ Work = Callable[[Message, Context], Message]
 
 
 def serve(
-    folder: Path, fleet: Fleet, stop: threading.Event, work: Work = client_app
+    folder: Path, fleet: Fleet, stop: threading.Event, work: Work = work_on
 ) -> None:
     """Take orders until `stop` is set.
 
@@ -126,7 +127,8 @@ def open_line(folder: Path, stop: threading.Event) -> Fleet:
         JoinError: The folder is no site's, or lacks a key or certificate.
     """
     hub = hub_of(folder, read_site_file(folder))
-    return Fleet(hub, read_ec_key(folder / NODE_KEY), log.warning, stop)
+    key, note = read_ec_key(folder / NODE_KEY), partial(note_number, folder)
+    return Fleet(hub, key, log.warning, stop, note)
 
 
 def main() -> None:

@@ -3,22 +3,32 @@
 Real orders to a real site with pictures; nothing here is answered by a stand-in.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date, datetime, time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import PullMessagesResponse
+from flwr.proto.message_pb2 import ObjectTree
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import client.app
-from client.app import serve_order
+import client.fleet
+from client.app import SITE_FOLDER_KEY, note_number, serve_order, work
 from client.audit import read_audit
 from client.desk import decide, queue_plan
+from client.fleet import Fleet
+from client.hub_road import HubAddress
 from client.mask_memory import MASKED as MASKED_FILE
 from client.masking import SiteMasks
 from client.policy import (
@@ -31,6 +41,7 @@ from client.policy import (
 from client.service import SiteService
 from client.site_file import CLIENT_FILE, SIGN_KEY, read_site_file
 from common.canonical import digest_of_answer
+from common.error_numbers import ORDER_LOST
 from common.errors import JoinError, PolicyError
 from common.exchange import (
     Hello,
@@ -49,6 +60,7 @@ from common.exchange import (
     Update,
 )
 from common.keys import read_signing_key
+from common.pieces import MalformedError
 from common.plan import Plan
 from common.plan_file import plan_toml
 from common.signing import Mark, asked_of, public_text, verify
@@ -538,3 +550,55 @@ def test_what_the_policy_forbids_meanwhile_is_not_opened(
     assert number(masked.folder, masked.open) == said
     hospital(AUTO)
     assert not ask(masked.folder, masked.open).has_error()
+
+
+@pytest.mark.parametrize("kind", ["system", "train.other", "an error"])
+def test_a_message_that_flower_knows_no_function_for_is_answered_and_written_down(
+    hospital, kind
+):
+    """A hub may send anything; none of it ends the service."""
+    site = hospital(AUTO)
+    odd = Message(RecordDict(), 2, "train" if kind == "an error" else kind)
+    odd.metadata.__dict__["_message_id"] = "m"
+    if kind == "an error":
+        odd = Message(Error(5, "PHANTOM-NORTH-0001"), reply_to=odd)
+        odd.metadata.__dict__["_message_id"] = "m"
+    config = {SITE_FOLDER_KEY: str(site)}
+    reply = work(odd, Context(1, 2, config, RecordDict(), {}))
+    assert (reply.error.code, reply.error.reason) == (1040, None)
+    (line,) = read_audit(site).lines
+    assert (line.kind, line.what, line.code) == ("unknown", "error", 1040)
+
+
+def test_that_an_order_was_lost_is_written_down_before_it_is_said(
+    hospital, monkeypatch
+):
+    """An order whose parts can't be read is answered by the line, not by the app."""
+    site, said = hospital(AUTO), []
+    came = Message(RecordDict(), 2, "train")
+    came.metadata.__dict__["_message_id"] = "m"
+    heads = [message_to_proto(came)]
+    trees = [ObjectTree(object_id="m")]
+    pulled = PullMessagesResponse(messages_list=heads, message_object_trees=trees)
+    nobody = SimpleNamespace(
+        PullMessages=lambda request: pulled,
+        PullObject=None,
+        ConfirmMessageReceived=None,
+    )
+
+    def unreadable(*given: object) -> None:
+        raise MalformedError("it names no parts of arrays")
+
+    def push(fleet: Fleet, answer: Message, seconds: float) -> None:
+        said.append((answer.error.code, [x.code for x in read_audit(site).lines]))
+
+    monkeypatch.setattr(client.fleet, "fleet_client", lambda *given: nobody)
+    monkeypatch.setattr(
+        client.fleet, "pull_and_inflate_object_from_tree", lambda *a, **k: came
+    )
+    monkeypatch.setattr(client.fleet, "unpack", unreadable)
+    monkeypatch.setattr(Fleet, "push", push)
+    hub = HubAddress("hub", 1, site, site, site)
+    node_key, note = ec.generate_private_key(ec.SECP384R1()), partial(note_number, site)
+    assert Fleet(hub, node_key, print, threading.Event(), note).pull() is None
+    assert said == [(ORDER_LOST, [ORDER_LOST])]
