@@ -153,24 +153,32 @@ def train_privately(
         total.zero_()
         for batch in sampler.draw():
             flat.zero_()
-            here = to_device(batch, device)
-            with autocast(plan, device):
-                output = network(here.image)
-            task.loss(output.float(), here).backward()
+            _backward(network, task, plan, to_device(batch, device))
             add_clipped(total, flat, grid)
         blur(flat, total, sigma, each, sampler.stream)
         correct(network, correction)
         optimizer.step()
         rate_sum += rate
         progress(done + 1, steps)
+    _check_finite(network, steps)
+    return Trained(None, rate_sum, time.perf_counter() - started, {})
+
+
+def _backward(network: nn.Module, task: Task, plan: Plan, batch: Batch) -> None:
+    """Add the gradient of one patient's mean loss to what the parameters hold."""
+    with autocast(plan, batch.image.device):
+        output = network(batch.image)
+    task.loss(output.float(), batch).backward()
+
+
+def _check_finite(network: nn.Module, steps: int) -> None:
     for parameter in network.parameters():
         parameter.grad = None
-    if not all(bool(p.isfinite().all()) for p in network.parameters()):
-        raise TrainingError(
-            f"training made the model not finite within {steps} noisy steps, expected "
-            "finite parameters; lower training.learning_rate or the noise"
-        )
-    return Trained(None, rate_sum, time.perf_counter() - started, {})
+        if not bool(parameter.isfinite().all()):
+            raise TrainingError(
+                f"training made the model not finite within {steps} noisy steps, "
+                "expected finite parameters; lower training.learning_rate or the noise"
+            )
 
 
 def _flat_gradient(network: nn.Module, device: torch.device) -> Float32[Tensor, " P"]:

@@ -3,7 +3,7 @@
     python tests/bench/bench_dp.py [--repeats 9] [--threads 1]
 
 Both sides are the product's own loops (`client.train`, `client.dp_train`) over the same
-batches: as many patients drawn for the private step as the plain batch has patches. The
+batches: as many patches of those drawn for the private step as the plain batch has. The
 third column is the road not taken: gradients of all patients at once by
 `torch.func.vmap`, clipped and added, without noise or optimiser. Memory is the peak of
 a fresh process above what it held after its imports.
@@ -32,13 +32,15 @@ from common.tasks.catalog import task_of
 from tests.bench.side_by_side import Pairs, alternate, machine
 
 PLANS = Path(__file__).resolve().parents[2] / "deploy" / "plans"
-SUBJECTS: dict[str, tuple[str, dict[str, object]]] = {
-    "UNet 2D, lidc_nodules": ("lidc_nodules", {}),
-    "SegResNet 2D": ("lidc_nodules", {"name": "SegResNet"}),
-    "DynUNet 2D": ("lidc_nodules", {"name": "DynUNet"}),
-    "ResNet10 2D, lidc_malignancy": ("lidc_malignancy", {}),
-    "UNet 3D, demo": ("demo", {}),
+SUBJECTS: dict[str, tuple[str, dict[str, object], int]] = {
+    "UNet 2D, lidc_nodules": ("lidc_nodules", {}, 1),
+    "the same, 2 patches a patient": ("lidc_nodules", {}, 2),
+    "SegResNet 2D": ("lidc_nodules", {"name": "SegResNet"}, 1),
+    "DynUNet 2D": ("lidc_nodules", {"name": "DynUNet"}, 1),
+    "ResNet10 2D, lidc_malignancy": ("lidc_malignancy", {}, 1),
+    "UNet 3D, demo": ("demo", {}, 1),
 }
+"""Plan, changes to its model, and patches of each patient."""
 STEPS = 2
 CPU = torch.device("cpu")
 
@@ -60,13 +62,13 @@ class Everybody:
 
 
 def plan_of(name: str) -> Plan:
-    file, changes = SUBJECTS[name]
+    file, changes, each = SUBJECTS[name]
     content = load_plan(PLANS / f"{file}.toml").model_dump(
         mode="json", exclude_none=True
     )
     content["model"] |= changes
     content["training"].pop("max_grad_norm", None)
-    content["privacy"]["dp"] = {"noise_multiplier": 1.0}
+    content["privacy"]["dp"] = {"noise_multiplier": 1.0, "patches_per_patient": each}
     return Plan.model_validate(content)
 
 
@@ -92,7 +94,9 @@ def sides(plan: Plan) -> dict[str, Callable[[], object]]:
         "progress": lambda done, steps: None,
     }
     parts = (batch.image, batch.mask, batch.label)
-    ones = [Batch(*one) for one in zip(*(p.split(1) for p in parts), strict=True)]
+    assert plan.privacy.dp is not None
+    each = plan.privacy.dp.patches_per_patient
+    ones = [Batch(*one) for one in zip(*(p.split(each) for p in parts), strict=True)]
 
     def plain() -> None:
         train_round(
@@ -106,14 +110,15 @@ def sides(plan: Plan) -> dict[str, Callable[[], object]]:
         )
 
     def loss(parameters, image, mask, label):  # type: ignore[no-untyped-def]
-        one = Batch(image[None], mask[None], label[None])
+        one = Batch(image, mask, label)
         return task.loss(functional_call(network, parameters, (one.image,)), one)
 
     def vectorised() -> None:
         parameters = {k: v.detach() for k, v in network.named_parameters()}
+        grouped = [part.unflatten(0, (-1, each)) for part in parts]
         every = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
         for _ in range(STEPS):
-            flat = [g.flatten(1) for g in every(parameters, *parts).values()]
+            flat = [g.flatten(1) for g in every(parameters, *grouped).values()]
             norm = torch.stack([g.norm(dim=1) for g in flat]).norm(dim=0)
             share = (1.0 / norm).clamp(max=1.0)
             torch.cat([share @ g for g in flat])
