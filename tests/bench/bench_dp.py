@@ -179,12 +179,15 @@ def main() -> int:
         pairs = alternate(three["private"], three["plain"], chosen.repeats)
         other = alternate(three["vectorised"], three["plain"], chosen.repeats)
         plain_s = pairs.medians[1]
-        ours, theirs = (peak_mb(name, side) for side in ("private", "plain"))
+        ours, theirs, vmapped = (
+            peak_mb(name, side) for side in ("private", "plain", "vectorised")
+        )
         print(
             f"| {name} | {size / 1e6:.2f} M | {1e3 * plain_s / STEPS:.0f} ms "
             f"| {pairs.ratio:.2f}x, at best {_best(pairs):.2f}x "
             f"| {other.ratio:.2f}x, at best {_best(other):.2f}x "
-            f"| {ours:.0f} MB, plain {theirs:.0f} MB: {ours / theirs:.2f}x |",
+            f"| {ours:.0f} MB, plain {theirs:.0f} MB: {ours / theirs:.2f}x, "
+            f"vectorised {vmapped:.0f} MB |",
             flush=True,
         )
     return 0
