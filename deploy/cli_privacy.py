@@ -8,7 +8,11 @@ import typer
 from deploy.cli_options import Format, FormatOption
 
 if TYPE_CHECKING:
-    from server.privacy_record import MembershipRecord, PrivacyRecord
+    from server.privacy_record import (
+        InversionRecord,
+        MembershipRecord,
+        PrivacyRecord,
+    )
 
 privacy_app = typer.Typer(
     no_args_is_help=True,
@@ -29,8 +33,9 @@ def audit(
 ) -> None:
     """Audit a finished run; write `privacy.json` beside its model, and print it.
 
-    What was on, what DP has cost, what canaries show of the DP step, and (in a
-    rehearsal, where the cases are) how well training cases can be told from others.
+    What was on, what DP has cost, what canaries show of the DP step, how much of a
+    phantom's picture comes back from what the hub got, and (in a rehearsal, where the
+    cases are) how well training cases can be told from others.
 
     Example: `fedct privacy audit runs/demo --format json`
     """
@@ -63,6 +68,7 @@ def lines_of(record: "PrivacyRecord") -> list[str]:
             f"({one.canaries} canaries)"
         )
     lines += _membership(record.membership)
+    lines += _inversion(record.inversion)
     lines += [
         f"site {site.site:<16} share {site.share}, epsilon {site.epsilon}"
         for site in record.shares
@@ -86,6 +92,26 @@ def _membership(got: "MembershipRecord | None") -> list[str]:
         f"membership inference  AUC {got.auc:.3f} ({got.members} members, {got.others} "
         f"others); guessing gets {low:.2f} to {high:.2f}",
         f"{'':22}{found}",
+    ]
+
+
+def _inversion(got: "InversionRecord | None") -> list[str]:
+    """What came back of a picture, beside the control without which it says nothing."""
+    if got is None:
+        return ["gradient inversion    not measured"]
+    control = f"SSIM {got.control:.2f} on its control (chance: {got.chance:.2f})"
+    if not got.works:
+        return [f"gradient inversion    {control}: the attack failed, proves nothing"]
+    way = "one site in the clear" if got.sites == 1 else f"a sum of {got.sites} sites"
+    if got.noise_multiplier is not None:
+        way += f", DP with noise {got.noise_multiplier:.2f}"
+    figures = f"the plan's network {got.network:.2f}"
+    if got.defended is not None:
+        figures = f"the control {got.defended:.2f}, {figures}"
+    return [
+        f"gradient inversion    {control}: the attack works",
+        f"{'':22}by what the hub got ({way}): {figures};",
+        f"{'':22}an attack that fails is no guarantee",
     ]
 
 

@@ -25,21 +25,24 @@ from common.errors import FedctError, ReleaseError, RunError
 from common.membership import at_most, membership_of
 from common.parameters import digest_of, load_vector
 from common.plan import Plan
+from common.plan_dp import PatientPrivacy
 from common.plan_file import load_plan
 from common.plan_release import Release
 from common.sources import POOLED, PUBLIC
 from common.tasks.catalog import task_of
 from deploy.dp_audit import audit_dp
+from deploy.inversion_audit import MOST_SITES, Way, audit_inversion
 from deploy.run_folder import final_model, read_arm_record
 from server.federation import first_model
 from server.privacy_record import (
     DpRecord,
+    InversionRecord,
     MembershipRecord,
     OneRunRecord,
     PrivacyRecord,
     SiteShare,
 )
-from server.record import ArmRecord, SiteRound
+from server.record import ArmRecord, RoundRecord, SiteRound
 from server.run_files import PLAN_FILE
 
 PRIVACY_FILE = "privacy.json"
@@ -119,6 +122,7 @@ def record_of(
         dp=dp,
         one_run=_one_run(plan, rows, dp) if with_canaries else None,
         membership=_membership(folder, plan, sites, device),
+        inversion=_inversion(plan, counted, rows) if with_canaries else None,
         shares=[
             SiteShare(
                 site=site,
@@ -201,15 +205,11 @@ def _one_run(
     settings = plan.privacy.dp
     if settings is None or dp is None or dp.epsilon is None:
         return None
-    paid = max(rows, key=lambda row: (row.epsilon_pld or 0.0, -row.cases))
+    paid = _paid_most(rows)
     rounds = sum(row.site == paid.site and row.epsilon_pld is not None for row in rows)
     patients, delta = max(1, paid.cases), settings.delta
-    noise = settings.noise_multiplier
-    if noise is None:
-        assert settings.epsilon is not None  # the plan has one of the two
-        whole = _steps(plan, patients, 1.0, plan.federation.rounds)
-        noise = noise_for(settings.epsilon, delta, whole.rate, whole.steps)
-    else:
+    noise = _noise(plan, settings, patients)
+    if settings.noise_multiplier is not None:
         patients = _fewest(
             lambda n: cost_of([_steps(plan, n, noise, rounds)], delta).epsilon,
             at_most=dp.epsilon,
@@ -222,6 +222,38 @@ def _one_run(
         bound_with_bug=audited.bound_with_bug,
         canaries=audited.canaries,
     )
+
+
+def _paid_most(rows: Sequence[SiteRound]) -> SiteRound:
+    """The row of the site whose patients paid most, of several the smallest."""
+    return max(rows, key=lambda row: (row.epsilon_pld or 0.0, -row.cases))
+
+
+def _noise(plan: Plan, dp: PatientPrivacy, patients: int) -> float:
+    """The plan's noise multiplier, or what a site with so many patients computes."""
+    if dp.noise_multiplier is not None:
+        return dp.noise_multiplier
+    assert dp.epsilon is not None  # the plan has one of the two
+    whole = _steps(plan, patients, 1.0, plan.federation.rounds)
+    return noise_for(dp.epsilon, dp.delta, whole.rate, whole.steps)
+
+
+def _inversion(
+    plan: Plan, counted: Sequence[RoundRecord], rows: Sequence[SiteRound]
+) -> InversionRecord | None:
+    """On what the hub got where it got most: one site's part, if a round was clear."""
+    if not counted:
+        return None
+    shares: tuple[float, ...] = (1.0,)
+    if all(r.updates == "under masks" for r in counted):
+        sums = [[row.weight for row in r.sites if row.weight > 0.0] for r in counted]
+        largest = sorted(max(sums, key=max), reverse=True)[:MOST_SITES]
+        shares = tuple(weight / sum(largest) for weight in largest)
+    dp = plan.privacy.dp
+    if dp is None:
+        return audit_inversion(plan, Way(shares))
+    noise = _noise(plan, dp, max(1, _paid_most(rows).cases))
+    return audit_inversion(plan, Way(shares, dp.clip_norm, noise))
 
 
 def _steps(plan: Plan, patients: int, noise: float, rounds: int) -> NoisySteps:

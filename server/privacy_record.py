@@ -56,6 +56,41 @@ class MembershipRecord(Record):
     """Test cases."""
 
 
+WORKS = 0.9
+"""Likeness that a control must reach, for its attack to say anything."""
+
+
+class InversionRecord(Record):
+    """Gradient inversion: a phantom's picture back from one step, by its likeness.
+
+    Likeness is SSIM (Wang 2004): 1 is the picture itself. A low one says that this
+    attack was held up; it is no guarantee against a better one.
+    """
+
+    control: float
+    """From the clear gradient of a network on which the attack is known to work; below
+    `WORKS` the attack failed, and the other figures prove nothing."""
+    chance: float
+    """The most like of other patients' pictures, as many as lie in the sum."""
+    defended: float | None
+    """The control's network, by what the hub got in this run: a sum over sites, with
+    the noise of DP, or both. Unset: nothing stood in between."""
+    network: float
+    """The plan's own network, by what the hub got in this run."""
+    network_steps: int
+    """Steps of both attacks on it; fewer than 400 if the time was up."""
+    sites: int
+    """Whose pictures lie in the sum attacked, one of each, eight at the most; 1: one
+    site's by itself, in the clear."""
+    noise_multiplier: float | None
+    """Noise of DP, in clip norms; unset: no DP."""
+
+    @property
+    def works(self) -> bool:
+        """Whether the attack got its control."""
+        return self.control >= WORKS
+
+
 class SiteShare(Record):
     """One hospital's part, as a range."""
 
@@ -87,6 +122,8 @@ class PrivacyRecord(Record):
     """Unset: not audited."""
     membership: MembershipRecord | None
     """Unset: not measured; a hub has no patients, only a rehearsal has."""
+    inversion: InversionRecord | None = None
+    """Unset: not measured."""
     shares: list[SiteShare]
     """In order of name."""
     refused: list[str]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.attacks.inversion import SIDE
+from deploy.inversion_audit import SIDE
 
 BINS = 1500
 
@@ -32,6 +32,14 @@ class Imprint(nn.Sequential):
             last.weight[0] = 1e-4
             last.weight[1] = -1e-4
             last.bias.zero_()
+
+
+def first_layer(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and biases of the thresholds, out of the whole gradient."""
+    weight, bias, _ = gradient.split(
+        [BINS * SIDE**2, BINS, len(gradient) - BINS * (SIDE**2 + 1)]
+    )
+    return weight.reshape(BINS, SIDE**2), bias
 
 
 def read_off(weight: Tensor, bias: Tensor) -> Tensor:

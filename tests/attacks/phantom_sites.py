@@ -23,6 +23,7 @@ from common.plan import Plan
 from common.plan_file import plan_toml
 from common.sources import Source
 from common.tasks.catalog import task_of
+from deploy.inversion_audit import ball, picture
 from server.federation import first_model
 
 
@@ -86,9 +87,9 @@ def open_sites(
     for seed, name in enumerate([*names, "judge"]):
         pictures = root / "pictures" / name
         rng = np.random.default_rng(seed)
-        pairs = [picture(rng, side) for _ in range(patients)]
+        pairs = [_drawn(rng, side) for _ in range(patients)]
         if outlines_the_unseen:
-            extra = [_disc(rng, side, rng.uniform(3.0, 5.0)) for _ in pairs]
+            extra = [ball(rng, (side, side), rng.uniform(3.0, 5.0)) for _ in pairs]
             pairs = [
                 (grey, mask | np.uint8(255) * disc)
                 for (grey, mask), disc in zip(pairs, extra, strict=True)
@@ -120,18 +121,6 @@ def write_pictures(out: Path, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) ->
             table.writerow((f"images/{name}", f"masks/{name}", f"PHANTOM-{number:04d}"))
 
 
-def picture(rng: np.random.Generator, side: int = 48) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Grey values and mask (0 or 255), uint8[H W], of one patient."""
-    nodule = _disc(rng, side, rng.uniform(5.0, 9.0))
-    discs = [_disc(rng, side, rng.uniform(1.0, 2.0)) for _ in range(8)]
-    vessels = np.any(discs, axis=0)
-    grey = rng.normal(60.0, 12.0, (side, side))
-    grey[vessels] = rng.normal(130.0, 12.0, vessels.sum())
-    grey[nodule] = rng.normal(160.0, 12.0, nodule.sum())
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8), np.uint8(255) * nodule
-
-
-def _disc(rng: np.random.Generator, side: int, radius: float) -> np.ndarray:
-    y, x = np.ogrid[:side, :side]
-    at_y, at_x = rng.uniform(radius, side - radius, 2)
-    return (y - at_y) ** 2 + (x - at_x) ** 2 <= radius**2
+    return picture(rng, (side, side), (5.0, 9.0))

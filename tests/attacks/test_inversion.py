@@ -6,27 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from client.dp_train import Grid, add_clipped, blur
 from client.secret_random import SecretStream
 from common.errors import ContributionError, FedctError, PlanError
 from common.exchange import Hello, TrainOrder
 from common.networks import build_network
 from common.parameters import digest_of, layout_of, to_vector
 from common.plan_file import parse_plan, plan_toml
-from tests.attacks.imprint import Imprint, psnr, read_off
-from tests.attacks.inversion import (
-    CLASSIFY,
-    SEGMENT,
+from common.task import Batch
+from deploy.inversion import (
+    Sight,
     SigmoidNet,
     gradient_of,
     invert,
     invert_by_direction,
-    joined,
     likeness,
-    patients,
 )
+from deploy.inversion_audit import CONTROL, SIDE, Way, blurred, patients, sight_of
+from tests.attacks.imprint import Imprint, first_layer, psnr, read_off
 from tests.attacks.phantom_sites import open_sites
 from tests.attacks.rows import row
 from tests.common.secagg.cohort import cohort
@@ -34,6 +31,30 @@ from tests.common.secagg.cohort import cohort
 SITES = 5
 KNOWN = 0.5
 """SSIM above which a picture counts as recovered; another patient's is about 0."""
+SEGMENT = """
+[plan]
+name = "inversion"
+[task]
+kind = "segmentation"
+classes = { nodule = ["nodule"] }
+[model]
+name = "UNet"
+dimensions = 2
+channels = [8, 16]
+residual_units = 0
+norm = "instance"
+[training]
+steps = 1
+batch_size = 1
+patch = [32, 32]
+optimizer = "sgd"
+momentum = 0.0
+weight_decay = 0.0
+learning_rate = 1.0
+schedule = "constant"
+[federation]
+rounds = 1
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -42,15 +63,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def flat(gradient: Sequence[Tensor]) -> np.ndarray:
-    return torch.cat([g.flatten() for g in gradient]).numpy()
-
-
-def parted(vector: np.ndarray, like: Sequence[Tensor]) -> list[Tensor]:
-    parts = torch.from_numpy(vector).split([g.numel() for g in like])
-    return [part.reshape(g.shape) for part, g in zip(parts, like, strict=True)]
 
 
 def secure_sum(vectors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -63,18 +75,6 @@ def secure_sum(vectors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return seen.astype(np.float32), group.opened(masked).mean
 
 
-def private(vectors: Sequence[np.ndarray], sigma: float) -> np.ndarray:
-    """The mean of patients' gradients that DP-SGD lets out, clipped to 1."""
-    grid = Grid.of(1.0, vectors[0].size, len(vectors))
-    total = torch.zeros(vectors[0].size, dtype=torch.int32)
-    for vector in vectors:
-        add_clipped(total, torch.from_numpy(vector.copy()), grid)
-    out = torch.zeros(vectors[0].size)
-    stream = SecretStream(bytes(32))
-    blur(out, total, sigma / grid.unit, grid.unit / len(vectors), stream)
-    return out.numpy()
-
-
 @row(
     "server",
     "gradient inversion (L-BFGS, labels known) of one step, no-norm sigmoid network",
@@ -82,21 +82,22 @@ def private(vectors: Sequence[np.ndarray], sigma: float) -> np.ndarray:
     short=True,
 )
 def test_a_picture_comes_back_in_the_clear_and_not_through_masks_or_noise(told):
-    plan, network, five = parse_plan(CLASSIFY), SigmoidNet(0), patients(SITES)
+    plan, network = parse_plan(CONTROL), SigmoidNet(0, SIDE)
+    five = patients(SITES, (SIDE, SIDE))
     truth = five[0].image
-    gradients = [gradient_of(network, plan, patient) for patient in five]
-    vectors = [flat(gradient) for gradient in gradients]
+    vectors = [gradient_of(network, plan, one).numpy() for one in five]
     masked, opened = secure_sum(vectors)
-    noisy = private(vectors[:1], sigma=1.0)
 
-    def found(vector: np.ndarray) -> float:
-        seen = parted(vector, gradients[0])
-        return likeness(invert(network, plan, seen, five[0], steps=200), truth)
+    def found(seen: np.ndarray) -> float:
+        sight = Sight(network, plan, torch.from_numpy(seen), five[:1], [1.0])
+        return likeness(invert(sight, steps=200).pictures, truth)
 
-    clear, hidden, dp = found(vectors[0]), found(masked), found(noisy)
-    together = invert(
-        network, plan, parted(opened, gradients[0]), joined(five), steps=400
-    )
+    clear, hidden = found(vectors[0]), found(masked)
+    noisy = sight_of(network, plan, five[:1], Way((1.0,), 1.0, 1.0))
+    dp = likeness(invert(noisy, steps=200).pictures, truth)
+    shares = [1.0 / SITES] * SITES
+    summed = Sight(network, plan, torch.from_numpy(opened), five, shares)
+    together = invert(summed, steps=400).pictures
     each = [likeness(together, patient.image) for patient in five]
     other = likeness(five[1].image, truth)
     told(
@@ -117,23 +118,29 @@ def test_a_picture_comes_back_in_the_clear_and_not_through_masks_or_noise(told):
     "none: in the clear",
 )
 def test_two_such_attacks_get_little_from_a_plans_unet_which_proves_nothing(told):
-    sigmoid = SigmoidNet(0)
-    patient = patients(1)[0]
-    plan = parse_plan(CLASSIFY)
-    seen = gradient_of(sigmoid, plan, patient)
-    control = likeness(invert(sigmoid, plan, seen, patient, steps=200), patient.image)
+    known = patients(1, (SIDE, SIDE))
+    true = known[0].image
+    sigmoid = sight_of(SigmoidNet(0, SIDE), parse_plan(CONTROL), known, Way())
+    control = likeness(invert(sigmoid, steps=200).pictures, true)
     plan = parse_plan(SEGMENT)
-    network = build_network(plan, 1, 1)
-    seen = gradient_of(network, plan, patient)
-    true = patient.image
-    got = likeness(invert(network, plan, seen, patient, steps=200), true)
-    turned = invert_by_direction(network, plan, seen, patient, steps=400)
+    sight = sight_of(build_network(plan, 1, 1), plan, known, Way())
+    got = likeness(invert(sight, steps=200).pictures, true)
+    turned = likeness(invert_by_direction(sight, steps=400).pictures, true)
     told(
         f"sigmoid network: SSIM {control:.2f}",
-        f"U-Net: SSIM {got:.2f} by L-BFGS, {likeness(turned, true):.2f} by direction "
-        "(Geiping 2020); no guarantee",
+        f"U-Net: SSIM {got:.2f} by L-BFGS, {turned:.2f} by direction (Geiping 2020); "
+        "no guarantee",
     )
     assert control > 0.6
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several patients as one batch."""
+    return Batch(
+        torch.cat([b.image for b in batches]),
+        torch.cat([b.mask for b in batches]),
+        torch.cat([b.label for b in batches]),
+    )
 
 
 IMAGES = 4
@@ -147,25 +154,24 @@ IMAGES = 4
     short=True,
 )
 def test_an_imprint_model_reads_the_sum_and_no_site_would_run_it(tmp_path, told):
-    plan = parse_plan(CLASSIFY)
-    everybody = patients(SITES * IMAGES)
+    plan = parse_plan(CONTROL)
+    everybody = patients(SITES * IMAGES, (SIDE, SIDE))
     brightness = [float(p.image.mean()) for p in everybody]
     network = Imprint(min(brightness) - 0.01, max(brightness) + 0.01)
     vectors = []
     for site in range(SITES):
         own = everybody[site * IMAGES : (site + 1) * IMAGES]
-        vectors.append(flat(gradient_of(network, plan, joined(own))))
-    single = [flat(gradient_of(network, plan, patient)) for patient in everybody]
-    like = list(network.parameters())
+        vectors.append(gradient_of(network, plan, joined(own)).numpy())
+    single = [gradient_of(network, plan, patient) for patient in everybody]
     _, opened = secure_sum(vectors)
     seen = {
-        "mean": np.mean(vectors, axis=0, dtype=np.float32),
-        "secure sum": opened,
-        "DP, sigma 0.1": private(single, 0.1),
+        "mean": torch.from_numpy(np.mean(vectors, axis=0, dtype=np.float32)),
+        "secure sum": torch.from_numpy(opened),
+        "DP, sigma 0.1": blurred(single, 1.0, 0.1, SecretStream(bytes(32))),
     }
     counts, best = {}, {}
     for name, vector in seen.items():
-        weight, bias, *_ = parted(vector, like)
+        weight, bias = first_layer(vector)
         dbs = [psnr(read_off(weight, bias), p.image) for p in everybody]
         counts[name] = sum(db > 30.0 for db in dbs)
         best[name] = float(np.median(dbs))
@@ -188,7 +194,7 @@ def refused(folder, network) -> list[str]:
     """Which checks of the product refuse to run the imprint model."""
     said = []
     with pytest.raises(PlanError, match="model"):
-        parse_plan(CLASSIFY.replace('"ResNet10"', '"Imprint"'))
+        parse_plan(CONTROL.replace('"LinearProbe"', '"Imprint"'))
     said.append("the plan's format")
     plan = parse_plan(SEGMENT)
     site = open_sites(folder, plan, 1, 6, side=32).trainers["site-1"]

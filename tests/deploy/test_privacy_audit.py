@@ -8,15 +8,27 @@ from common.errors import PlanError, ReleaseError, RunError
 from common.package import load_package
 from common.plan_file import parse_plan
 from common.plan_release import Release
+from deploy import inversion_audit
 from deploy.cli_privacy import lines_of
 from deploy.privacy_audit import PRIVACY_FILE, audit_run, refusals
 from deploy.run_state import WITHHELD_FILE
 from deploy.simulate import simulate
-from server.privacy_record import DpRecord, MembershipRecord, PrivacyRecord
+from server.privacy_record import (
+    DpRecord,
+    InversionRecord,
+    MembershipRecord,
+    PrivacyRecord,
+)
 from server.report import read_record
 from tests.deploy.conftest import SEGMENTATION
 
 ONE_ROUND = ("rounds = 3", "rounds = 1")
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """Gradient inversion gets two steps, which end before its control succeeds."""
+    monkeypatch.setattr(inversion_audit, "STEPS", 2)
 
 
 def gate(keys: str) -> str:
@@ -75,7 +87,9 @@ def test_a_gate_that_asks_for_nothing_or_nonsense_is_refused(keys):
         parse_plan(gate(keys))
 
 
-def test_an_audit_says_what_was_on_and_measures_the_rest(plan_file, tmp_path, fedct):
+def test_an_audit_says_what_was_on_and_measures_the_rest(
+    plan_file, tmp_path, fedct, hasty
+):
     folder = tmp_path / "run"
     run = simulate(plan_file(SEGMENTATION, ONE_ROUND), folder)
     assert not (folder / PRIVACY_FILE).exists()
@@ -104,10 +118,30 @@ def test_an_audit_says_what_was_on_and_measures_the_rest(plan_file, tmp_path, fe
     text = fedct("privacy", "audit", folder)
     assert "patient-level DP      off" in text.out
     assert "gate of release       open" in text.out
+    assert told.inversion is not None
+    assert (told.inversion.sites, told.inversion.defended) == (1, None)
+    assert "the attack failed, proves nothing" in text.out
+
+
+def test_an_audit_of_a_masked_run_inverts_the_sum_beside_a_control_that_succeeds(
+    plan_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inversion_audit, "LIMIT_S", 1.0)
+    folder = tmp_path / "run"
+    masks = '\n[privacy]\nsecure_aggregation = "on"\nmin_cohort = 2\n'
+    simulate(plan_file(SEGMENTATION + masks, ONE_ROUND), folder)
+    got = audit_run(folder).inversion
+    assert got is not None
+    assert got.works
+    assert got.control > 0.9
+    assert got.chance < 0.2
+    assert got.defended is not None
+    assert got.defended < 0.5
+    assert (got.sites, got.noise_multiplier) == (2, None)
 
 
 def test_an_audit_of_a_private_run_has_both_accountants_and_the_canaries(
-    plan_file, tmp_path
+    plan_file, tmp_path, hasty
 ):
     folder = tmp_path / "run"
     dp = "\n[privacy.dp]\nnoise_multiplier = 3.0\n"
@@ -121,6 +155,9 @@ def test_an_audit_of_a_private_run_has_both_accountants_and_the_canaries(
     assert told.one_run is not None
     assert told.one_run.bound <= told.one_run.claimed < told.one_run.bound_with_bug
     assert told.one_run.claimed == pytest.approx(told.dp.epsilon, abs=0.5)
+    assert told.inversion is not None
+    assert told.inversion.noise_multiplier == 3.0
+    assert told.inversion.defended is not None
     for site, row in zip(told.shares, rows, strict=True):
         low, _, high = site.epsilon.split()
         assert int(low) <= max(row.epsilon_pld, row.epsilon_prv) <= int(high)
@@ -145,6 +182,27 @@ def test_few_cases_are_said_to_show_little(members, others, said, unsaid):
     assert unsaid not in text
 
 
+def test_inversion_is_told_with_its_control_and_is_no_guarantee():
+    got = InversionRecord(
+        control=0.98,
+        chance=0.07,
+        defended=0.29,
+        network=0.1,
+        network_steps=155,
+        sites=5,
+        noise_multiplier=None,
+    )
+    text = "\n".join(lines_of(record(inversion=got)))
+    assert "SSIM 0.98 on its control (chance: 0.07): the attack works" in text
+    assert "(a sum of 5 sites): the control 0.29, the plan's network 0.10;" in text
+    assert "an attack that fails is no guarantee" in text
+    failed = got.model_copy(update={"control": 0.89})
+    text = "\n".join(lines_of(record(inversion=failed)))
+    assert "the attack failed, proves nothing" in text
+    assert "0.29" not in text
+    assert "gradient inversion    not measured" in "\n".join(lines_of(record()))
+
+
 def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
     plan_file, tmp_path, fedct
 ):
@@ -156,7 +214,8 @@ def test_a_model_that_fails_is_not_handed_out_and_the_record_says_why(
     assert "epsilon is not told by every site" in said.err
     assert not (folder / "model").exists()
     assert "hands out no model" in (folder / WITHHELD_FILE).read_text()
-    assert len(json.loads((folder / PRIVACY_FILE).read_text())["refused"]) == 2
+    told = json.loads((folder / PRIVACY_FILE).read_text())
+    assert (len(told["refused"]), told["inversion"]) == (2, None)
     kept_back = read_record(folder)
     assert "hands out no model: 1 of 1 rounds were" in kept_back.no_model
     page = (folder / "report.html").read_text("utf-8")
