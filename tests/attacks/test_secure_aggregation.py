@@ -19,6 +19,7 @@ from client.masking import SiteMasks
 from client.peers import PEERS
 from client.policy import Policy
 from client.rules import permitted
+from client.state import states_of
 from common.errors import ContributionError, PolicyError
 from common.exchange import Hello, SharesOrder
 from common.parameters import digest_of
@@ -67,7 +68,7 @@ class Forgetful(SiteMasks):
 
     def open(self, order, min_cohort):
         self._rounds[order.run, order.round].told = None
-        (self._run(order.run) / OPENED).unlink(missing_ok=True)
+        (states_of(self._folder, order.run) / OPENED).unlink(missing_ok=True)
         return super().open(order, min_cohort)
 
 
