@@ -107,10 +107,11 @@ def _inversion(got: "InversionRecord | None") -> list[str]:
         way += f", DP with noise {got.noise_multiplier:.2f}"
     figures = f"the plan's network {got.network:.2f}"
     if got.defended is not None:
-        figures = f"the control {got.defended:.2f}, {figures}"
+        figures = f"the control's network {got.defended:.2f}, {figures}"
     return [
         f"gradient inversion    {control}: the attack works",
-        f"{'':22}by what the hub got ({way}): {figures};",
+        f"{'':22}on what the hub got ({way}):",
+        f"{'':22}{figures}, {got.steps} steps or more",
         f"{'':22}an attack that fails is no guarantee",
     ]
 

@@ -77,8 +77,8 @@ class InversionRecord(Record):
     the noise of DP, or both. Unset: nothing stood in between."""
     network: float
     """The plan's own network, by what the hub got in this run."""
-    network_steps: int
-    """Steps of both attacks on it; fewer than 400 if the time was up."""
+    steps: int
+    """Fewest steps that an attack took; below 400 its time was up."""
     sites: int
     """Whose pictures lie in the sum attacked, one of each, eight at the most; 1: one
     site's by itself, in the clear."""

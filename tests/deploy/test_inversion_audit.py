@@ -46,7 +46,7 @@ def sight(way: Way) -> Sight:
 
 
 def found(way: Way) -> float:
-    """Likeness of the first patient after half of an audit's steps."""
+    """Likeness of the first patient after a quarter of an audit's steps."""
     true = patients(1, (SIDE, SIDE))[0].image
     return likeness(invert(sight(way), steps=100).pictures, true)
 
@@ -75,7 +75,7 @@ def test_a_record_says_what_lay_between(monkeypatch):
     assert (bare.sites, bare.noise_multiplier, bare.defended) == (1, None, None)
     assert not bare.works
     both = audit_inversion(parse_plan(SEGMENTATION + PRIVATE), Way(FIVE, 1.0, 1.5))
-    assert (both.sites, both.noise_multiplier, both.network_steps) == (5, 1.5, 4)
+    assert (both.sites, both.noise_multiplier, both.steps) == (5, 1.5, 2)
     assert both.defended is not None
     again = audit_inversion(parse_plan(SEGMENTATION + PRIVATE), Way(FIVE, 1.0, 1.5))
     assert again == both
@@ -94,7 +94,7 @@ def test_a_batch_norm_that_shrinks_a_picture_to_one_voxel_gets_a_larger_one():
 def test_an_attack_ends_when_its_time_is_up(monkeypatch):
     monkeypatch.setattr(inversion_audit, "STEPS", 2)
     monkeypatch.setattr(inversion_audit, "LIMIT_S", 0.0)
-    assert audit_inversion(PLAN, Way()).network_steps == 0
+    assert audit_inversion(PLAN, Way()).steps == 0
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -188,13 +188,14 @@ def test_inversion_is_told_with_its_control_and_is_no_guarantee():
         chance=0.07,
         defended=0.29,
         network=0.1,
-        network_steps=155,
+        steps=155,
         sites=5,
         noise_multiplier=None,
     )
     text = "\n".join(lines_of(record(inversion=got)))
     assert "SSIM 0.98 on its control (chance: 0.07): the attack works" in text
-    assert "(a sum of 5 sites): the control 0.29, the plan's network 0.10;" in text
+    assert "on what the hub got (a sum of 5 sites):" in text
+    assert "control's network 0.29, the plan's network 0.10, 155 steps" in text
     assert "an attack that fails is no guarantee" in text
     failed = got.model_copy(update={"control": 0.89})
     text = "\n".join(lines_of(record(inversion=failed)))
