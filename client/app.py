@@ -73,6 +73,18 @@ log = logging.getLogger("fedct.site")
 app = ClientApp()
 
 _services: dict[Path, tuple[str, SiteService]] = {}
+_masks: dict[Path, SiteMasks] = {}
+
+
+def close_sites(below: Path) -> None:
+    """Let go of what this process holds of the sites in a folder: cases, models, masks.
+
+    Args:
+        below: A folder with site folders in it, as they are named in contexts.
+    """
+    for held in (_services, _masks):
+        for folder in [folder for folder in held if folder.is_relative_to(below)]:
+            del held[folder]
 
 
 @app.query()
@@ -165,9 +177,9 @@ def _sealed_answer(
 
     def mask(update: Update) -> MaskedUpdate:
         assert isinstance(order, TrainOrder)
-        return _masks(folder).mask(order, update, plan)
+        return _masks_of(folder).mask(order, update, plan)
 
-    grouped = _masks(folder).grouped(order) if isinstance(order, OpenOrder) else ()
+    grouped = _masks_of(folder).grouped(order) if isinstance(order, OpenOrder) else ()
     answer, grounds = let_out(folder, order, answer, public, mask, grouped)
     digest = digest_of_answer(answer)
     content = to_record(answer)
@@ -233,13 +245,13 @@ def _masking(folder: Path, order: Order, plan: Plan) -> Answer | None:
     """What needs no data: the turns of secure aggregation before and after training."""
     match order:
         case KeysOrder():
-            return _masks(folder).keys(order, plan, min_cohort(folder))
+            return _masks_of(folder).keys(order, plan, min_cohort(folder))
         case SharesOrder():
-            return _masks(folder).shares(order)
+            return _masks_of(folder).shares(order)
         case OpenOrder():
-            return _masks(folder).open(order, min_cohort(folder))
+            return _masks_of(folder).open(order, min_cohort(folder))
         case TrainOrder() if order.sealed:
-            return _masks(folder).answered(order)
+            return _masks_of(folder).answered(order)
     return None
 
 
@@ -286,9 +298,11 @@ def _service(folder: Path, plan: Plan) -> SiteService:
     return service
 
 
-@cache
-def _masks(folder: Path) -> SiteMasks:
-    return SiteMasks(folder, read_site(folder).name, _signing_key(folder))
+def _masks_of(folder: Path) -> SiteMasks:
+    if folder not in _masks:
+        name, key = read_site(folder).name, _signing_key(folder)
+        _masks[folder] = SiteMasks(folder, name, key)
+    return _masks[folder]
 
 
 @cache

@@ -19,6 +19,7 @@ from typing import Literal, cast
 
 import torch
 
+from client.app import close_sites
 from client.intake.run import SiteData
 from client.open_site import choose_device, open_cases
 from client.site import SiteConfig, write_site
@@ -136,9 +137,12 @@ def simulate(
         run = _lay_out(plan, simulation, out, start.baselines, root, device)
         data = _take_in(run)
         intake_s = time.perf_counter() - began
-        with torch_threads(start.threads):
-            records = _run_arms(run, engine)
-            record = _record(run, start, data, records, engine, intake_s, device)
+        try:
+            with torch_threads(start.threads):
+                records = _run_arms(run, engine)
+                record = _record(run, start, data, records, engine, intake_s, device)
+        finally:
+            close_sites(out)
         hand_out(run.folder, run.plan, record)
     log.info("finished", extra={"seconds": time.perf_counter() - began})
     return record

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import client.app
 from common.errors import PlanError, RunError, UsageError
 from common.package import load_package
 from deploy.run_folder import begin
@@ -67,6 +68,8 @@ def test_the_same_plan_gives_the_same_model_to_the_bit(plan_file, tmp_path):
     simulate(plan_file(), tmp_path / "a")
     simulate(plan_file(), tmp_path / "b")
     assert model_bytes(tmp_path / "a") == model_bytes(tmp_path / "b")
+    held = {**client.app._services, **client.app._masks}
+    assert not [folder for folder in held if folder.is_relative_to(tmp_path)]
 
 
 KILLED = """
