@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
+SERVER = "curious or malicious server"
+
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table."""
 
     adversary: str
-    """Who attacks: "site", "server", "reader of the model", "insider", "network"."""
+    """Who attacks: `SERVER`, "hostile site", "reader of the model", "insider"."""
     attack: str
     """What is tried; tells the rows of one adversary apart."""
     defence: str

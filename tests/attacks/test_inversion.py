@@ -25,7 +25,7 @@ from deploy.inversion import (
 from deploy.inversion_audit import CONTROL, SIDE, Way, blurred, patients, sight_of
 from tests.attacks.imprint import Imprint, first_layer, psnr, read_off
 from tests.attacks.phantom_sites import open_sites
-from tests.attacks.rows import row
+from tests.attacks.rows import SERVER, row
 from tests.common.secagg.cohort import cohort
 
 SITES = 5
@@ -76,7 +76,7 @@ def secure_sum(vectors: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @row(
-    "server",
+    SERVER,
     "gradient inversion (L-BFGS, labels known) of one step, no-norm sigmoid network",
     "masks and their sum over five sites; DP-SGD by patient",
     short=True,
@@ -113,7 +113,7 @@ def test_a_picture_comes_back_in_the_clear_and_not_through_masks_or_noise(told):
 
 
 @row(
-    "server",
+    SERVER,
     "gradient inversion of one step, U-Net that a plan names (instance norm)",
     "none: in the clear",
 )
@@ -148,7 +148,7 @@ IMAGES = 4
 
 
 @row(
-    "server",
+    SERVER,
     "imprint model (Fowl 2022): 20 pictures of five sites from their sum",
     "a plan can't name it, and a site trains no other layout; DP-SGD by patient",
     short=True,

@@ -20,10 +20,9 @@ from deploy.engine import InProcessGrid
 from deploy.phantom.formats import write_images
 from deploy.phantom.scanner import HOSPITALS
 from server.federation import first_model, plan_layout
-from tests.attacks.rows import row
+from tests.attacks.rows import SERVER, row
 from tests.client.conftest import slices, write_hospital
 
-SERVER = "curious or malicious server"
 TIMES = 20
 SITES = {name: 64 * name[0] for name in ("a-site", "b-site", "c-site")}
 

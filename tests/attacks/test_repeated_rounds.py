@@ -12,11 +12,10 @@ from common.parameters import digest_of
 from common.secagg.fixed_point import TAIL, decode
 from common.secagg.rounds import open_sum
 from tests.attacks.masked_lab import MODEL, Lab, is_leaked, plan_of, update_of
-from tests.attacks.rows import row
+from tests.attacks.rows import SERVER, row
 
 TRIALS = 10
 FIVE = ["east", "mid", "north", "south", "west"]
-SERVER = "curious or malicious server"
 
 
 def opened(lab, answering):

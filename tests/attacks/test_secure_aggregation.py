@@ -53,13 +53,12 @@ from tests.attacks.masked_lab import (
     unmask,
     update_of,
 )
-from tests.attacks.rows import row
+from tests.attacks.rows import SERVER, row
 from tests.client.conftest import write_hospital
 from tests.common.secagg.cohort import MODEL, cohort
 
 TRIALS = 10
 FIVE = ["east", "mid", "north", "south", "west"]
-SERVER = "curious or malicious server"
 MASKS = "secure aggregation"
 
 
