@@ -8,9 +8,10 @@ a line that was altered nothing is written, and so nothing leaves. A line is on 
 before the answer leaves. What a power failure cut in mid-line belongs to
 an answer that never left; the next line says how many such bytes it replaced.
 
-Lines taken off the end show too: the hash of an answer's line is in the answer's seal
-(`common.signing`), so the hub knows how far the log was, and signs that for whoever
-asks (`server.witness`).
+Lines taken off the end show too: `audit.head` beside it holds number and hash of the
+last line, and a log that does not reach it was altered. Who changes both files is seen
+by others: the hash of an answer's line is in the answer's seal (`common.signing`), so
+the hub knows how far the log was, and signs that for whoever asks (`server.witness`).
 
 Not covered here: what the line itself tells (that the site is there, what it has
 taken, how long it worked); and who can read the site's key, as root can. He can write
@@ -21,7 +22,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,9 +32,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+)
 
-from client.private_files import FILE_MODE, sync_folder
+from client.private_files import FILE_MODE, sync_folder, write_private
 from client.site_file import SIGN_KEY
 from common.canonical import items
 from common.errors import StoreError
@@ -41,10 +48,13 @@ from common.keys import read_signing_key
 from common.signing import Mark
 
 AUDIT = "audit.jsonl"
+HEAD = "audit.head"
+"""Beside it: the mark of its last line."""
 FIRST = "0" * 64
 """What stands for the hash before the first line."""
 _PURPOSE = "fedct audit line"
 """Keeps these signatures apart from all others that the same key makes."""
+_MARK = TypeAdapter(Mark)
 
 Kind = Literal["hello", "keys", "shares", "train", "open", "judge", "unknown"]
 Short = Annotated[str, BeforeValidator(lambda text: text[:64])]
@@ -151,6 +161,8 @@ def record_left(folder: Path, left: Left, key: Ed25519PrivateKey) -> Line:
             end = _end_of(path, descriptor, key.public_key())
             line = _append(descriptor, end, left, key)
             os.fsync(descriptor)
+            mark = Mark(line.number, line.hash)
+            write_private(folder / HEAD, _MARK.dump_json(mark))
             _ends[path] = _End(_stamp(descriptor), line, torn_bytes=0)
         finally:
             os.close(descriptor)
@@ -209,10 +221,11 @@ def read_audit(folder: Path) -> Log:
         StoreError: The file can't be read.
         JoinError: The key can't.
     """
-    path = folder / AUDIT
-    if not path.exists():
-        return Log((), None)
-    return read_log(path, read_signing_key(folder / SIGN_KEY).public_key())
+    path, log = folder / AUDIT, Log((), None)
+    head = _head_of(folder)  # first: a line written meanwhile is one too many
+    if path.exists():
+        log = read_log(path, read_signing_key(folder / SIGN_KEY).public_key())
+    return replace(log, broken=log.broken or _cut(log, head))
 
 
 def missing(log: Log, marks: Sequence[Mark]) -> str | None:
@@ -245,14 +258,35 @@ def _end_of(path: Path, descriptor: int, key: Ed25519PublicKey) -> _End:
         return end
     content = path.read_bytes()
     log = _checked(content, key)
-    if log.broken is not None:
+    if broken := log.broken or _cut(log, _head_of(path.parent)):
         raise StoreError(
-            f"site found an {AUDIT} that was altered: {log.broken}, expected what it "
-            "wrote; keep the file, find out who changed it, and move it away to go on",
+            f"site found an {AUDIT} that was altered: {broken}, expected what it "
+            f"wrote; keep it, find out who changed it, and move it and {HEAD} away to "
+            "go on",
             code="audit",
         )
     torn = len(content) - (content.rfind(b"\n") + 1)
     return _End(stamp, log.lines[-1] if log.lines else None, torn)
+
+
+def _head_of(folder: Path) -> Mark | None:
+    """Which line was the last; unset if none was written yet."""
+    path = folder / HEAD
+    try:
+        return _MARK.validate_json(path.read_bytes()) if path.exists() else None
+    except ValidationError:
+        return Mark(0, HEAD)  # which no log reaches
+
+
+def _cut(log: Log, head: Mark | None) -> str | None:
+    """What is missing at the end; a power failure may have kept back the last mark."""
+    if head is None:
+        return f"{HEAD} is missing" if len(log.lines) > 1 else None
+    if len(log.lines) < head.number:
+        return f"it ends with line {len(log.lines)}, and had {head.number}"
+    if not head.number or log.lines[head.number - 1].hash != head.hash:
+        return f"line {head.number} is not the one that {HEAD} names"
+    return None
 
 
 def _stamp(descriptor: int) -> tuple[int, ...]:

@@ -9,7 +9,15 @@ import threading
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.audit import AUDIT, FIRST, missing, read_audit, record_left, statement
+from client.audit import (
+    AUDIT,
+    FIRST,
+    HEAD,
+    missing,
+    read_audit,
+    record_left,
+    statement,
+)
 from client.private_files import write_private
 from client.site_file import SIGN_KEY
 from common.errors import JoinError, StoreError
@@ -88,8 +96,9 @@ def test_lines_taken_out_moved_or_repeated_are_found(log, harm, broken):
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_line_cut_by_a_power_failure_is_replaced_and_counted(log, cut):
-    whole = (log / AUDIT).read_bytes()
+    whole, head = (log / AUDIT).read_bytes(), (log / HEAD).read_bytes()
     record_left(log, left(6), KEY)
+    (log / HEAD).write_bytes(head)  # written after the line is on the disk
     (log / AUDIT).write_bytes((log / AUDIT).read_bytes()[: len(whole) + cut])
     assert len(read_audit(log).lines) == 5
     line = record_left(log, left(7), KEY)
@@ -99,7 +108,9 @@ def test_a_line_cut_by_a_power_failure_is_replaced_and_counted(log, cut):
 
 
 def test_a_long_torn_line_leaves_nothing_behind_a_short_one(log):
+    head = (log / HEAD).read_bytes()
     record_left(log, left(6, run="r" * 64, bytes_in=10**15), KEY)
+    (log / HEAD).write_bytes(head)
     (log / AUDIT).write_bytes((log / AUDIT).read_bytes()[:-1])
     record_left(log, left(6, run="r", digest=None), KEY)
     found = read_audit(log)
@@ -135,7 +146,8 @@ def test_a_whole_log_that_was_hashed_anew_is_not_signed(log):
 
 
 def test_a_log_that_was_signed_by_another_key_is_not_the_site_s(log):
-    (log / AUDIT).unlink()
+    for name in (AUDIT, HEAD):
+        (log / name).unlink()
     record_left(log, left(1), OTHERS_KEY)
     assert read_audit(log).broken == "line 1 is not signed by the site's key"
     (log / SIGN_KEY).unlink()
@@ -146,7 +158,8 @@ def test_a_log_that_was_signed_by_another_key_is_not_the_site_s(log):
 @pytest.mark.parametrize("number", [2, 3, 5])
 def test_a_line_of_another_log_of_the_same_site_does_not_follow(log, number):
     ours = lines(log)
-    (log / AUDIT).unlink()
+    for name in (AUDIT, HEAD):
+        (log / name).unlink()
     for other in range(1, 6):
         record_left(log, left(other, bytes_out=1), KEY)
     spliced = [*ours[: number - 1], *lines(log)[number - 1 :]]
@@ -156,13 +169,49 @@ def test_a_line_of_another_log_of_the_same_site_does_not_follow(log, number):
     assert len(found.lines) == number - 1
 
 
-def test_lines_cut_off_the_end_are_missed_by_who_has_seen_them(log):
+@pytest.mark.parametrize(
+    ("kept", "head", "broken"),
+    [
+        (4, None, "it ends with line 4, and had 5"),
+        (0, None, "it ends with line 0, and had 5"),
+        (5, b"", "audit.head is missing"),
+        (5, b"{}", "line 0 is not the one that audit.head names"),
+        (5, b'{"number":5,"hash":"00"}', "line 5 is not the one that audit.head names"),
+        (5, b'{"number":0,"hash":"00"}', "line 0 is not the one that audit.head names"),
+    ],
+)
+def test_behind_lines_that_were_cut_off_nothing_is_left(log, kept, head, broken):
+    (log / AUDIT).write_bytes(b"".join(lines(log)[:kept]))
+    if head == b"":
+        (log / HEAD).unlink()
+    elif head is not None:
+        (log / HEAD).write_bytes(head)
+    before = (log / AUDIT).read_bytes()
+    assert read_audit(log).broken == broken
+    with pytest.raises(StoreError, match="that was altered: ") as refused:
+        record_left(log, left(6), KEY)
+    assert refused.value.code == "audit"
+    assert (log / AUDIT).read_bytes() == before
+
+
+def test_a_log_whose_last_mark_a_power_failure_kept_back_goes_on(log, tmp_path):
+    head = (log / HEAD).read_bytes()
+    record_left(log, left(6), KEY)
+    (log / HEAD).write_bytes(head)
+    assert read_audit(log).broken is None
+    record_left(log, left(7), KEY)
+    assert [line.round for line in read_audit(log).lines] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_lines_cut_off_both_files_are_missed_by_who_has_seen_them(log):
     whole = read_audit(log)
     marks = [Mark(line.number, line.hash) for line in whole.lines]
     assert missing(whole, marks) is None
     (log / AUDIT).write_bytes(b"".join(lines(log)[:3]))
+    third = {"number": 3, "hash": marks[2].hash}
+    (log / HEAD).write_text(json.dumps(third))
     cut = read_audit(log)
-    assert cut.broken is None  # the file alone can't tell
+    assert cut.broken is None  # the two files alone can't tell
     assert missing(cut, marks[:3]) is None
     assert missing(cut, marks[4:]) == (
         "it ends with line 3, but the hub has seen line 5: lines were cut off"

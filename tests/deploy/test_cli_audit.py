@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from client.audit import AUDIT, Line, record_left
+from client.audit import AUDIT, HEAD, Line, record_left
 from client.site_file import SIGN_KEY
 from common.errors import JoinError, StoreError, UsageError
 from common.exchange import Answer
@@ -89,7 +89,11 @@ def test_every_answer_has_a_word(capsys):
 def test_lines_cut_off_the_end_show_at_both_ends_and_only_there(both, fedct):
     fedct("server", "audit", "hub", "north", "--receipt", RECEIPT)
     write(lines()[:3])
-    assert fedct("client", "audit", "north").code == 0  # the file alone can't tell
+    altered(fedct("client", "audit", "north"), "it ends with line 3, and had 5")
+    third = json.loads(lines()[2])
+    head = {"number": 3, "hash": third["hash"]}
+    (Path("north") / HEAD).write_text(json.dumps(head))
+    assert fedct("client", "audit", "north").code == 0  # both files can't tell
     words = "ends with line 3, but the hub has seen line 4: lines were cut off"
     altered(fedct("client", "audit", "north", "--against", RECEIPT), words)
     log = f"north/{AUDIT}"
@@ -98,7 +102,8 @@ def test_lines_cut_off_the_end_show_at_both_ends_and_only_there(both, fedct):
 
 def test_a_log_written_anew_with_the_site_s_own_key_shows(both, fedct):
     fedct("server", "audit", "hub", "north", "--receipt", RECEIPT)
-    (Path("north") / AUDIT).unlink()
+    for name in (AUDIT, HEAD):
+        (Path("north") / name).unlink()
     key = read_signing_key(Path("north") / SIGN_KEY)
     for number in range(1, 6):
         record_left(Path("north"), left(number, bytes_out=1), key)
