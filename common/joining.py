@@ -169,6 +169,8 @@ def is_signed(key: PublicKey, message: bytes, signature: str) -> bool:
     """Whether the key made this signature of the message."""
     try:
         raw = base64.b64decode(signature, validate=True)
+        if base64.b64encode(raw).decode() != signature:
+            return False  # the same bytes in another writing
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(raw, message, ec.ECDSA(hashes.SHA384()))
         else:

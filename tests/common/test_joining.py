@@ -1,7 +1,9 @@
 """Requests and kits between hub and site: taken whole, or refused."""
 
+import base64
 import json
 import random
+import string
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -140,6 +142,18 @@ def test_a_signature_is_of_one_message_and_one_key():
         assert not is_signed(key.public_key(), b"n", made)
         assert not is_signed(key.public_key(), b"m", made[:-4])
         assert not is_signed(key.public_key(), b"m", "é")
+
+
+def test_a_signature_has_one_writing():
+    """Base64 leaves bits of its last letter open."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    made = sign(key, b"m")
+    letters = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    other = letters[letters.index(made[-3]) ^ 1]
+    twin = f"{made[:-3]}{other}=="
+    assert base64.b64decode(twin) == base64.b64decode(made)
+    assert is_signed(key.public_key(), b"m", made)
+    assert not is_signed(key.public_key(), b"m", twin)
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_a_site_that_masks_more_than_it_may_makes_the_round_void(tmp_path):
             answer = super().masked(site, order)
             if site == "mid" and isinstance(answer, MaskedUpdate) and answer.round == 2:
                 moved = answer.masked.copy()
-                moved[0] += 3 << 29
+                moved[:1] += np.uint32(3 << 29)  # wraps
                 return replace(answer, masked=moved)
             return answer
 
