@@ -36,11 +36,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    TypeAdapter,
     ValidationError,
 )
 
-from client.private_files import FILE_MODE, sync_folder, write_private
+from client.last_line import read_last, what_is_cut, write_last
+from client.private_files import FILE_MODE, sync_folder
 from client.site_file import SIGN_KEY
 from common.canonical import items
 from common.errors import StoreError
@@ -54,7 +54,6 @@ FIRST = "0" * 64
 """What stands for the hash before the first line."""
 _PURPOSE = "fedct audit line"
 """Keeps these signatures apart from all others that the same key makes."""
-_MARK = TypeAdapter(Mark)
 
 Kind = Literal["hello", "keys", "shares", "train", "open", "judge", "unknown"]
 Short = Annotated[str, BeforeValidator(lambda text: text[:64])]
@@ -161,8 +160,7 @@ def record_left(folder: Path, left: Left, key: Ed25519PrivateKey) -> Line:
             end = _end_of(path, descriptor, key.public_key())
             line = _append(descriptor, end, left, key)
             os.fsync(descriptor)
-            mark = Mark(line.number, line.hash)
-            write_private(folder / HEAD, _MARK.dump_json(mark))
+            write_last(folder / HEAD, Mark(line.number, line.hash))
             _ends[path] = _End(_stamp(descriptor), line, torn_bytes=0)
         finally:
             os.close(descriptor)
@@ -190,10 +188,7 @@ def read_log(path: Path, key: Ed25519PublicKey) -> Log:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise StoreError(
-            f"{path.name} can't be read ({error.strerror}), expected a file that this "
-            "user may read"
-        ) from error
+        raise _unreadable(path.name, error) from error
     return _checked(content, key)
 
 
@@ -222,10 +217,20 @@ def read_audit(folder: Path) -> Log:
         JoinError: The key can't.
     """
     path, log = folder / AUDIT, Log((), None)
-    head = _head_of(folder)  # first: a line written meanwhile is one too many
+    try:
+        last = read_last(folder / HEAD)
+    except OSError as error:
+        raise _unreadable(HEAD, error) from error
     if path.exists():
         log = read_log(path, read_signing_key(folder / SIGN_KEY).public_key())
-    return replace(log, broken=log.broken or _cut(log, head))
+    return replace(log, broken=_broken(log, last))
+
+
+def _unreadable(name: str, error: OSError) -> StoreError:
+    return StoreError(
+        f"{name} can't be read ({error.strerror}), expected a file that this user may "
+        "read"
+    )
 
 
 def missing(log: Log, marks: Sequence[Mark]) -> str | None:
@@ -256,9 +261,9 @@ def _end_of(path: Path, descriptor: int, key: Ed25519PublicKey) -> _End:
     stamp, end = _stamp(descriptor), _ends.get(path)
     if end is not None and end.stamp == stamp:
         return end
-    content = path.read_bytes()
+    content, last = path.read_bytes(), read_last(path.parent / HEAD)
     log = _checked(content, key)
-    if broken := log.broken or _cut(log, _head_of(path.parent)):
+    if broken := _broken(log, last):
         raise StoreError(
             f"site found an {AUDIT} that was altered: {broken}, expected what it "
             f"wrote; keep it, find out who changed it, and move it and {HEAD} away to "
@@ -269,24 +274,8 @@ def _end_of(path: Path, descriptor: int, key: Ed25519PublicKey) -> _End:
     return _End(stamp, log.lines[-1] if log.lines else None, torn)
 
 
-def _head_of(folder: Path) -> Mark | None:
-    """Which line was the last; unset if none was written yet."""
-    path = folder / HEAD
-    try:
-        return _MARK.validate_json(path.read_bytes()) if path.exists() else None
-    except ValidationError:
-        return Mark(0, HEAD)  # which no log reaches
-
-
-def _cut(log: Log, head: Mark | None) -> str | None:
-    """What is missing at the end; a power failure may have kept back the last mark."""
-    if head is None:
-        return f"{HEAD} is missing" if len(log.lines) > 1 else None
-    if len(log.lines) < head.number:
-        return f"it ends with line {len(log.lines)}, and had {head.number}"
-    if not head.number or log.lines[head.number - 1].hash != head.hash:
-        return f"line {head.number} is not the one that {HEAD} names"
-    return None
+def _broken(log: Log, last: Mark | None) -> str | None:
+    return log.broken or what_is_cut([line.hash for line in log.lines], last, HEAD)
 
 
 def _stamp(descriptor: int) -> tuple[int, ...]:

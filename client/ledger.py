@@ -28,17 +28,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.private_files import FILE_MODE, FOLDER_MODE, sync_folder, write_private
+from client.last_line import read_last, what_is_cut, write_last
+from client.private_files import FILE_MODE, FOLDER_MODE, sync_folder
 from common.accounting import NoisySteps, cost_of
 from common.errors import PolicyError, StoreError
+from common.signing import Mark
 
 LEDGER = "ledger.jsonl"
 HEAD = "ledger.head"
 FIRST = "0" * 64
 """What stands for the hash before the first line."""
 _ROUND_UP = 1e-9
-
-Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Spending(BaseModel):
@@ -77,17 +77,6 @@ class Line(Spending):
     """SHA-256 of this line's JSON with this key empty."""
 
 
-class _Head(BaseModel):
-    """The content of `ledger.head`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    number: Annotated[int, Field(ge=1)]
-    """Of the last line."""
-    hash: Hash
-    """Of the last line."""
-
-
 @dataclass(frozen=True)
 class Budget:
     """What the hospital lets all runs together cost each patient."""
@@ -121,14 +110,13 @@ def spend(folder: Path, spending: Spending, budget: Budget) -> tuple[Line, ...]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             content = path.read_bytes()
-            known = _checked(content, _head_of(folder))
+            known = _checked(content, read_last(folder / HEAD))
             check_affordable(known, [spending], budget)
             line = _append(descriptor, content, known, spending)
             os.fsync(descriptor)
             if not known:
                 sync_folder(folder)
-            head = _Head(number=line.number, hash=line.hash)
-            write_private(folder / HEAD, head.model_dump_json().encode())
+            write_last(folder / HEAD, Mark(line.number, line.hash))
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -150,7 +138,7 @@ def read_ledger(folder: Path) -> tuple[Line, ...]:
             `code` is "ledger".
     """
     try:
-        head = _head_of(folder)  # first: a line written meanwhile is one too many
+        last = read_last(folder / HEAD)
         content = (folder / LEDGER).read_bytes()
     except FileNotFoundError:
         content = b""
@@ -160,7 +148,7 @@ def read_ledger(folder: Path) -> tuple[Line, ...]:
             "user",
             code="ledger",
         ) from error
-    return _checked(content, head)
+    return _checked(content, last)
 
 
 def check_affordable(
@@ -224,7 +212,7 @@ def _append(
     return line
 
 
-def _checked(content: bytes, head: _Head | None) -> tuple[Line, ...]:
+def _checked(content: bytes, last: Mark | None) -> tuple[Line, ...]:
     """The whole lines, if they are those that were written."""
     lines: list[Line] = []
     before = FIRST
@@ -236,23 +224,9 @@ def _checked(content: bytes, head: _Head | None) -> tuple[Line, ...]:
             raise _altered(f"line {number} does not follow the one before")
         lines.append(line)
         before = line.hash
-    if head is None and len(lines) > 1:
-        raise _altered(f"{HEAD} is missing")
-    if head is not None and len(lines) < head.number:
-        raise _altered(f"it ends with line {len(lines)}, and had {head.number}")
-    if head is not None and lines[head.number - 1].hash != head.hash:
-        raise _altered(f"line {head.number} is not the one that {HEAD} names")
+    if cut := what_is_cut([line.hash for line in lines], last, HEAD):
+        raise _altered(cut)
     return tuple(lines)
-
-
-def _head_of(folder: Path) -> _Head | None:
-    path = folder / HEAD
-    if not path.exists():
-        return None
-    try:
-        return _Head.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise _altered(f"{HEAD} is not what was written") from error
 
 
 def _altered(what: str) -> StoreError:

@@ -64,11 +64,10 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     "told different things",
     (40, 17): "site was told of survivors that do not agree with the round, or with "
     "what the others were told",
-    (
-        40,
-        18,
-    ): "site gave its one answer for this round already: it opened another sum of "
-    "it, or masked it among other sites",
+    (40, 18): (
+        "site gave its one answer for this round already: it opened another sum of it, "
+        "or masked it among other sites"
+    ),
     (40, 19): "site finds no room for a sum of so many sites in the plan's mask_bits",
     (40, 20): "site was shown a cap of weights that can't be",
     (40, 21): "site was asked this round with another model or state before, and "

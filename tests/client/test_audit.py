@@ -175,9 +175,9 @@ def test_a_line_of_another_log_of_the_same_site_does_not_follow(log, number):
         (4, None, "it ends with line 4, and had 5"),
         (0, None, "it ends with line 0, and had 5"),
         (5, b"", "audit.head is missing"),
-        (5, b"{}", "line 0 is not the one that audit.head names"),
+        (5, b"{}", "audit.head is not what was written"),
         (5, b'{"number":5,"hash":"00"}', "line 5 is not the one that audit.head names"),
-        (5, b'{"number":0,"hash":"00"}', "line 0 is not the one that audit.head names"),
+        (5, b'{"number":0,"hash":"00"}', "audit.head is not what was written"),
     ],
 )
 def test_behind_lines_that_were_cut_off_nothing_is_left(log, kept, head, broken):
@@ -272,3 +272,12 @@ def test_words_of_a_server_are_cut(tmp_path):
 
 def test_a_site_that_served_nothing_has_an_empty_log(tmp_path):
     assert read_audit(tmp_path).lines == ()
+
+
+def test_a_mark_that_can_not_be_read_is_named(log):
+    (log / HEAD).unlink()
+    (log / HEAD).mkdir()
+    with pytest.raises(StoreError, match="head can't be read"):
+        read_audit(log)
+    with pytest.raises(StoreError, match="nothing was sent"):
+        record_left(log, left(6), KEY)
