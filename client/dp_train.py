@@ -5,10 +5,10 @@ with the same chance; take the mean gradient over all patches of one patient; cl
 one vector; add up; add Gaussian noise; divide by the expected number of patients; let
 the optimiser step. A step that draws nobody still adds its noise.
 
-Patients are worked on one after another, and their gradients land in one flat vector,
-so memory holds the activations of one patient however many are drawn. Sums are whole
-numbers on a grid, exact in any order, which is what the noise's promise rests on
-(`client.secret_random`); a clip slightly below the plan's makes room for rounding.
+Patients are worked on one after another, so memory holds the activations of one patient
+however many are drawn. Sums are whole numbers on a grid, exact in any order, which is
+what the noise's promise rests on (`client.secret_random`); a clip slightly below the
+plan's makes room for rounding.
 
 What the data decides never shows but through the noise: no loss is kept, and a patient
 whose gradient is not finite adds nothing, in silence.
@@ -36,8 +36,12 @@ from common.inference import autocast
 from common.plan import Plan
 from common.task import Batch, Task
 
-_MOST_BITS = 24
-"""Finest grid: whole numbers up to 2^24 are exact in float32."""
+_MOST_BITS = 22
+"""Finest grid: whole numbers of this size are rounded by adding `_TO_WHOLE`."""
+_TO_WHOLE = 1.5 * 2.0**23
+"""float32 numbers near it are whole, and their bits count up with them."""
+_TO_WHOLE_BITS = 0x4B40_0000
+"""The bits of `_TO_WHOLE`."""
 _SUM_BITS = 30
 """Sums stay below 2^31, whoever is drawn."""
 _ROW = 2048
@@ -140,7 +144,7 @@ def train_privately(
     dp = plan.privacy.dp
     assert dp is not None
     network.train()
-    flat = _flat_gradient(network, device)
+    flat, pieces = _flat_gradient(network, device)
     grid = Grid.of(dp.clip_norm, len(flat), len(sampler.patients))
     total = torch.zeros(len(flat), dtype=torch.int32, device=device)
     sigma = noise_multiplier * dp.clip_norm / grid.unit
@@ -152,10 +156,13 @@ def train_privately(
             group["lr"] = rate
         total.zero_()
         for batch in sampler.draw():
-            flat.zero_()
+            optimizer.zero_grad(set_to_none=True)
             _backward(network, task, plan, to_device(batch, device))
+            _gather(network, flat)
             add_clipped(total, flat, grid)
         blur(flat, total, sigma, each, sampler.stream)
+        for parameter, piece in zip(network.parameters(), pieces, strict=True):
+            parameter.grad = piece
         correct(network, correction)
         optimizer.step()
         rate_sum += rate
@@ -181,16 +188,26 @@ def _check_finite(network: nn.Module, steps: int) -> None:
             )
 
 
-def _flat_gradient(network: nn.Module, device: torch.device) -> Float32[Tensor, " P"]:
-    """One vector in which the gradients of all parameters land."""
+def _flat_gradient(
+    network: nn.Module, device: torch.device
+) -> tuple[Float32[Tensor, " P"], list[Tensor]]:
+    """A vector for the gradients of all parameters, and each one's part of it."""
     parameters = list(network.parameters())
     flat = torch.zeros(sum(p.numel() for p in parameters), device=device)
-    start = 0
-    for parameter in parameters:
-        end = start + parameter.numel()
-        parameter.grad = flat[start:end].view_as(parameter)
-        start = end
-    return flat
+    pieces = flat.split([p.numel() for p in parameters])
+    return flat, [
+        piece.view_as(parameter)
+        for piece, parameter in zip(pieces, parameters, strict=True)
+    ]
+
+
+def _gather(network: nn.Module, flat: Float32[Tensor, " P"]) -> None:
+    """Copy the gradients of all parameters into one vector."""
+    gradients = [
+        (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+        for p in network.parameters()
+    ]
+    torch.cat(gradients, out=flat)
 
 
 def add_clipped(
@@ -205,7 +222,10 @@ def add_clipped(
     if not math.isfinite(norm):
         return
     scale = min(1.0, grid.clip / max(norm, torch.finfo(torch.float32).tiny))
-    total += gradient.mul_(scale / grid.unit).round_().int()
+    # Multiplied, rounded to whole numbers and read as such, in one pass and two more.
+    whole = gradient.new_tensor(_TO_WHOLE)
+    torch.add(whole, gradient, alpha=scale / grid.unit, out=gradient)
+    total += gradient.view(torch.int32).sub_(_TO_WHOLE_BITS)
 
 
 def norm_of(vector: Float32[Tensor, " P"]) -> float:

@@ -26,7 +26,7 @@ class PatientPrivacy(Section):
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """Chance of losing more than epsilon; a site with 1 / delta patients or more
     refuses."""
-    clip_norm: Positive = 1.0
+    clip_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Largest Euclidean norm of one patient's gradient in a step."""
     patches_per_patient: Count = 1
     """Patches of each patient that is drawn for a step, out of all of his cases; their

@@ -37,6 +37,8 @@ def test_what_breaks_a_patients_share_is_refused_by_name(changes, said):
         {"epsilon": 2.0, "delta": 0.0},
         {"epsilon": 2.0, "delta": 1.0},
         {"epsilon": 2.0, "clip_norm": 0.0},
+        {"epsilon": 2.0, "clip_norm": 1e-7},
+        {"epsilon": 2.0, "clip_norm": 1e7},
         {"epsilon": 2.0, "patches_per_patient": 0},
     ],
 )
