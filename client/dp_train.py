@@ -181,7 +181,8 @@ def _backward(network: nn.Module, task: Task, plan: Plan, batch: Batch) -> None:
 def _check_finite(network: nn.Module, steps: int) -> None:
     for parameter in network.parameters():
         parameter.grad = None
-        if not bool(parameter.isfinite().all()):
+        most = torch.linalg.vector_norm(parameter.detach(), math.inf)
+        if not math.isfinite(float(most)):
             raise TrainingError(
                 f"training made the model not finite within {steps} noisy steps, "
                 "expected finite parameters; lower training.learning_rate or the noise"
