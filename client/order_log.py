@@ -1,5 +1,7 @@
 """Which question a site answered in each round of a run: a round has one, and no other.
 
+One to train, and one to judge a model on each part of the held-out patients.
+
 A round that comes again, as after a hub's crash, is the same question: the same model,
 from the same state of this site. Training is a matter of plan, site and round, so the
 answer is the same to the bit and tells nothing new. Another model for a round that was
@@ -14,7 +16,7 @@ round that it has not answered. `docs/decisions/0031-one-question-a-round.md` sa
 that is borne with.
 
 Not covered here: a hub that begins run after run by one approved plan, but where the
-policy has `max_runs`; and models that are judged, which are told sums of metrics only.
+policy has `max_runs`.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
 from client.state import STATES, states_of
 from common.errors import ContributionError
-from common.exchange import TrainOrder
+from common.exchange import JudgeOrder, TrainOrder
 from common.parameters import digest_of
 
 ANSWERED = "answered.json"
@@ -33,8 +35,11 @@ ANSWERED = "answered.json"
 _PLAN = "plan"
 """In the same file: digest of the run's plan."""
 
+Question = TrainOrder | JudgeOrder
+"""What may be answered once a round."""
 
-def check_question(site: Path, order: TrainOrder) -> None:
+
+def check_question(site: Path, order: Question) -> None:
     """Refuse another question in a round that was answered.
 
     Args:
@@ -46,7 +51,7 @@ def check_question(site: Path, order: TrainOrder) -> None:
             "question".
         StoreError: What was answered can't be read.
     """
-    known = read_texts(states_of(site, order.run) / ANSWERED).get(str(order.round))
+    known = read_texts(states_of(site, order.run) / ANSWERED).get(_round_of(order))
     if known not in (None, _digest(order)):
         raise ContributionError(
             f"round {order.round} was answered for another model or state before, "
@@ -56,10 +61,10 @@ def check_question(site: Path, order: TrainOrder) -> None:
         )
 
 
-def note_question(site: Path, order: TrainOrder) -> None:
+def note_question(site: Path, order: Question) -> None:
     """Write down what is answered, before the answer leaves; see `check_question`."""
     check_question(site, order)
-    folder, number = states_of(site, order.run), str(order.round)
+    folder, number = states_of(site, order.run), _round_of(order)
     known = read_texts(folder / ANSWERED)
     if number not in known:
         make_private_folder(folder)
@@ -80,11 +85,19 @@ def runs_of(site: Path, plan_digest: str) -> frozenset[str]:
     )
 
 
-def _digest(order: TrainOrder) -> str:
-    """Of all that an update depends on but the site's own state.
+def _round_of(order: Question) -> str:
+    """What there is one question of."""
+    if isinstance(order, TrainOrder):
+        return str(order.round)
+    return f"{order.part} {order.round}"
 
-    That the model is the one of this digest is checked before it is trained from.
+
+def _digest(order: Question) -> str:
+    """Of all that an answer depends on but the site's own state and cases.
+
+    That the model is the one of this digest is checked before it is worked with.
     """
-    control = None if order.control is None else digest_of(order.control)
-    asked = [order.plan_digest, order.state_round, order.model_digest, control]
+    asked = [order.plan_digest, order.state_round, order.model_digest]
+    if isinstance(order, TrainOrder):
+        asked.append(None if order.control is None else digest_of(order.control))
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

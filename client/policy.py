@@ -46,8 +46,9 @@ class Policy(BaseModel):
     """Whether an update leaves only under masks."""
     max_rounds: Annotated[int, Field(ge=1)] | None = None
     """Most rounds of a run."""
-    max_runs: Annotated[int, Field(ge=1)] | None = None
-    """Most runs by one plan: each run is a look at the images from other models."""
+    max_runs: Annotated[int, Field(ge=1)] = 1
+    """Most runs by one plan: each is a look at the images from other models, and two
+    among different sites tell apart what masks hide."""
     hours: tuple[str, ...] = ()
     """When orders are begun, by this machine's clock, like "18:00-07:00"; one that was
     begun in time is finished. Empty: at any hour."""
@@ -155,22 +156,22 @@ def check_round(plan: Plan, number: int) -> None:
 
 
 def check_runs(policy: Policy, run: str, answered: Collection[str]) -> None:
-    """Refuse to train for one run too many by a plan.
+    """Refuse to answer in one run too many by a plan.
 
     Args:
         policy: The hospital's.
         run: Id of the order's run.
-        answered: Ids of the plan's runs that were trained for here.
+        answered: Ids of the plan's runs that were answered in here.
 
     Raises:
         PolicyError: `code` is "runs".
     """
-    most = policy.max_runs
-    if most is not None and run not in answered and len(answered) >= most:
+    if run not in answered and len(answered) >= policy.max_runs:
         raise _no(
             "runs",
             f"another run by a plan that had {len(answered)}",
-            f"at most {most} (policy.max_runs)",
+            f"at most {policy.max_runs} (policy.max_runs); a plan with another "
+            "plan.seed is another plan",
         )
 
 

@@ -147,9 +147,9 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         check_hours(policy, datetime.now())
         check_kind(policy, _ANSWER[type(order)])
         plan, _ = _allowed_plan(folder, policy, order)
-        if isinstance(order, TrainOrder):
+        check_runs(policy, order.run, runs_of(folder, plan.digest))
+        if isinstance(order, TrainOrder | JudgeOrder):
             check_question(folder, order)
-            check_runs(policy, order.run, runs_of(folder, plan.digest))
 
         def both(done: int, steps: int) -> None:
             tell_desk(done, steps)
@@ -209,7 +209,7 @@ def let_out(
         answer = mask(answer)
     told = Told(read_site(folder).name, key, order, frozenset(grouped))
     check_answer(answer, told)
-    if isinstance(order, TrainOrder) and is_hospital(folder):
+    if isinstance(order, TrainOrder | JudgeOrder) and is_hospital(folder):
         with _one_at_a_time(folder):
             note_question(folder, order)
     return answer, grounds

@@ -65,8 +65,8 @@ _TEMPLATE = """\
 {secure_aggregation}
 # most rounds in a run; without it, as many as the plan has
 {max_rounds}
-# most runs by one plan; without it, as many as the hub begins (under masks, two runs
-# that differ by one site tell its update: 1 rules that out)
+# most runs by one plan; a plan with another seed is another one (under masks, two runs
+# by one plan that differ by one site tell its update: 1 rules that out)
 {max_runs}
 # when orders are begun, by this machine's clock; at any hour without it
 {hours}
@@ -232,7 +232,6 @@ def read_site_file(folder: Path) -> SiteFile:
 def _policy_lines(policy: Policy) -> dict[str, str]:
     examples = {
         "max_rounds": 50,
-        "max_runs": 1,
         "hours": ["18:00-07:00"],
         "max_update_norm": 10.0,
         "dp_epsilon": 8.0,

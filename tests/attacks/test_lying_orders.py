@@ -12,7 +12,7 @@ import client.app
 import client.rules
 from client.app import serve_order
 from client.policy import Policy
-from common.exchange import Hello, TrainOrder, Update
+from common.exchange import Hello, Judgement, JudgeOrder, TrainOrder, Update
 from common.parameters import digest_of
 from common.plan_file import plan_toml
 from common.wire import from_record, to_record
@@ -90,6 +90,40 @@ def test_a_round_gives_one_update_however_often_it_is_asked(
     told(f"{len(weak)} updates of {TIMES} models", f"{len(ours | again)}, of the first")
     assert (len(weak), len(ours)) == (TIMES, 1)
     assert ours == again <= weak  # asked again, the same one to the bit
+
+
+def metrics(folder, plan, times):
+    """Sums of metrics that a hub gets on the test patients, with model after model."""
+    size, found = first_model(plan)[1].size, []
+    for trial in range(times):
+        rng = np.random.default_rng(trial)
+        model = rng.normal(scale=0.1, size=size).astype(np.float32)
+        order = JudgeOrder("run", plan.digest, 1, 0, "test", model, digest_of(model))
+        said = ask(folder, order, "evaluate")
+        if not isinstance(said, int):
+            found.append(from_record(said, Judgement).sums)
+        else:
+            assert said == 104021
+    return found
+
+
+@row(
+    SERVER,
+    "judges model after model on the same patients",
+    "one question a round",
+    short=True,
+)
+def test_the_test_patients_judge_one_model_a_round(hospital, told, monkeypatch):
+    plan = slices(training__steps=1)
+    enter(hospital, plan)
+    with monkeypatch.context() as weak_site:
+        for name in ("check_question", "note_question"):
+            weak_site.setattr(client.rules, name, lambda *given: None)
+        weak = metrics(hospital, plan, TIMES)
+    ours = metrics(hospital, plan, TIMES)
+    told(f"{len(weak)} results of {TIMES} models", f"{len(ours)}")
+    assert all(float(sums["cases"][0]) > 0 for sums in weak)
+    assert (len(weak), len(ours)) == (TIMES, 1)
 
 
 def in_the_clear(folder, plan):

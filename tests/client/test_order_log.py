@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from client.kept_texts import read_texts
 from client.order_log import ANSWERED, check_question, note_question
 from common.errors import ContributionError, StoreError
-from common.exchange import TrainOrder
+from common.exchange import JudgeOrder, TrainOrder
 from common.parameters import digest_of
 
 
@@ -23,6 +23,11 @@ def site(tmp_path):
 def order(number=1, model=0.0, since=0, run="run", plan="ab" * 32, control=None):
     vector = np.full(3, model, np.float32)
     return TrainOrder(run, plan, number, since, vector, digest_of(vector), control)
+
+
+def judging(number=1, model=0.0, since=0, part="test"):
+    vector = np.full(3, model, np.float32)
+    return JudgeOrder("run", "ab" * 32, number, since, part, vector, digest_of(vector))
 
 
 def refused(site, one, code="question"):
@@ -56,6 +61,17 @@ def test_another_question_is_refused_once_one_was_answered(site, other):
     refused(site, other)
     check_question(site, replace(other, round=2))
     check_question(site, replace(other, run="another"))
+
+
+def test_each_part_of_the_held_out_patients_has_one_question_a_round(site):
+    note_question(site, order())
+    for part in ("validation", "test"):
+        for number in (1, 2):
+            note_question(site, judging(number, part=part))
+            note_question(site, judging(number, part=part))
+            refused(site, judging(number, model=1e-6, part=part))
+            refused(site, judging(number, since=1, part=part))
+    refused(site, order(model=1e-6))
 
 
 def test_a_run_whose_id_is_no_plain_name_writes_nothing(site):

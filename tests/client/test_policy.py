@@ -444,6 +444,7 @@ def test_a_plan_has_as_many_runs_as_the_policy_allows(hospital):
     for run in ("first", "second", "first"):
         assert not ask(site, order(PLAN, 1, 0, run=run)).has_error()
     assert number(site, order(PLAN, 1, 0, run="third")) == 105314
+    assert number(site, replace(hello(), run="third")) == 105314
     other = slices(plan__seed=7)
     assert not ask(site, hello(other)).has_error()
     assert not ask(site, order(other, 1, 0, run="third")).has_error()
