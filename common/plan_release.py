@@ -17,7 +17,8 @@ class Release(Section):
     """Whether every round that counted must have been under masks."""
     max_epsilon: Positive | None = None
     """Most that the run may have cost a patient of any site, by the larger of two
-    accountants; a site that says nothing of it fails."""
+    accountants; a site that leaves it out of an update, or tells less than before,
+    fails."""
     max_membership_auc: Annotated[float, Field(ge=0.5, le=1.0)] | None = None
     """How well training cases may be told from test cases by the loss, with the room
     that few cases leave to chance. It can be measured in a rehearsal only; elsewhere

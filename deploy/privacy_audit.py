@@ -8,7 +8,6 @@ Not covered here: stronger attacks than the loss. They are in `make attacks`, on
 of their own.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from common.tasks.catalog import task_of
 from deploy.dp_audit import audit_dp
 from deploy.inversion_audit import MOST_SITES, Way, audit_inversion
 from deploy.run_folder import final_model, read_arm_record
+from deploy.told_cost import range_of, told_by
 from server.federation import first_model
 from server.privacy_record import (
     DpRecord,
@@ -129,7 +129,7 @@ def record_of(
                 share=_tens(
                     [row.weight for r in counted for row in r.sites if row.site == site]
                 ),
-                epsilon=_range(_epsilon(rows, site)),
+                epsilon=range_of(told_by(rows, site)),
             )
             for site in sites
         ],
@@ -143,6 +143,8 @@ def record_of(
 def refusals(record: PrivacyRecord, release: Release) -> list[str]:
     """What of the gate a model fails; nothing: it may be handed out."""
     said = []
+    if record.rounds < 1:
+        said.append("no round counted, expected one")
     if release.under_masks and record.masked_rounds < record.rounds:
         said.append(
             f"{record.rounds - record.masked_rounds} of {record.rounds} rounds were in "
@@ -150,14 +152,22 @@ def refusals(record: PrivacyRecord, release: Release) -> list[str]:
         )
     if release.max_epsilon is not None:
         epsilon = None if record.dp is None else record.dp.epsilon
-        if epsilon is None or epsilon > release.max_epsilon:
-            got = "not told by every site" if epsilon is None else f"{epsilon:.1f}"
+        if epsilon is None or not epsilon <= release.max_epsilon:
+            got = _untold(record) if epsilon is None else f"{epsilon:.1f}"
             said.append(f"epsilon is {got}, expected at most {release.max_epsilon:g}")
     if release.max_membership_auc is not None:
         limit = release.max_membership_auc
         if (auc := _too_well_told(record.membership, limit)) is not None:
             said.append(f"membership AUC is {auc}, expected at most {limit:g}")
     return said
+
+
+def _untold(record: PrivacyRecord) -> str:
+    """Whose figures can't be used, in words."""
+    whose = [one for one in record.shares if not one.epsilon[:1].isdigit()]
+    names = ", ".join(f"{one.site}: {one.epsilon}" for one in whose)
+    names = f" ({names})" if names else ""
+    return f"not told by every site with every update{names}"
 
 
 def _too_well_told(got: MembershipRecord | None, limit: float) -> str | None:
@@ -175,8 +185,8 @@ def _dp(plan: Plan, rows: Sequence[SiteRound], sites: Sequence[str]) -> DpRecord
     dp = plan.privacy.dp
     if dp is None:
         return None
-    told = [_epsilon(rows, site) for site in sites]
-    known = [pair for pair in told if pair is not None]
+    told = [told_by(rows, site) for site in sites]
+    known = [pair for pair in told if not isinstance(pair, str)]
     whole = len(known) == len(told) > 0
     return DpRecord(
         delta=dp.delta,
@@ -184,18 +194,6 @@ def _dp(plan: Plan, rows: Sequence[SiteRound], sites: Sequence[str]) -> DpRecord
         epsilon_pld=max(pld for pld, _ in known) if whole else None,
         epsilon_prv=max(prv for _, prv in known) if whole else None,
     )
-
-
-def _epsilon(rows: Sequence[SiteRound], site: str) -> tuple[float, float] | None:
-    """The most that a site said its DP has cost, by both accountants."""
-    told = [
-        (row.epsilon_pld, row.epsilon_prv)
-        for row in rows
-        if row.site == site
-        and row.epsilon_pld is not None
-        and row.epsilon_prv is not None
-    ]
-    return max(told) if told else None
 
 
 def _one_run(
@@ -310,11 +308,3 @@ def _tens(shares: Sequence[float]) -> str:
     mean = sum(shares) / len(shares) if shares else 0.0
     low = min(90, int(mean * 10.0 + 1e-9) * 10)
     return f"{low} to {low + 10} %"
-
-
-def _range(epsilon: tuple[float, float] | None) -> str:
-    """A range of one that holds the larger of two accountants."""
-    if epsilon is None:
-        return "not told"
-    high = max(1, math.ceil(max(epsilon)))
-    return f"{high - 1} to {high}"

@@ -1,6 +1,7 @@
 """One round's replies: asked for, checked, folded and dropped, one at a time."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from common.errors import ContributionError
-from common.exchange import Roster, TrainOrder, Update
+from common.exchange import MaskedUpdate, Roster, TrainOrder, Update
+from common.plan import Plan
 from server.aggregate import Aggregate, norm_of
 from server.asking import Reply, ask
 from server.error_sentences import numbered
@@ -125,6 +127,7 @@ def _fold(
     try:
         _check(update, arm, number, rosters[reply.site])
         _check_control(update, control)
+        check_cost(update, arm.plan)
         norm = mean.add(update.site, update.delta, _weight(update, arm))
     except ContributionError as error:
         return row.model_copy(update={"outcome": "refused", "reason": numbered(error)})
@@ -161,6 +164,24 @@ def _check(update: Update, arm: Arm, number: int, roster: Roster) -> None:
             f"{update.plan_digest[:12]}, {update.cases} cases; expected "
             f"round {number}, plan {arm.plan.digest[:12]}, {roster.train} cases"
         )
+
+
+def check_cost(update: Update | MaskedUpdate, plan: Plan) -> None:
+    """Whether an answer tells what DP has cost, as finite numbers.
+
+    Raises:
+        ContributionError: It tells nothing by a plan with DP, or what can't be.
+    """
+    told = {"PLD": update.epsilon_pld, "PRV": update.epsilon_prv}
+    for name, epsilon in told.items():
+        if epsilon is None and plan.privacy.dp is None:
+            continue
+        if epsilon is None or not 0.0 <= epsilon < math.inf:
+            got = "nothing" if epsilon is None else f"{epsilon:g}"
+            raise ContributionError(
+                f"site {update.site!r} told {got} as its epsilon by {name}, expected a "
+                "finite number of at least 0; is its FedCT of the hub's version?"
+            )
 
 
 def _check_control(update: Update, control: Float32[np.ndarray, " P"] | None) -> None:

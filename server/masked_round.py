@@ -34,8 +34,9 @@ from common.secagg.keys import KeySet, key_set
 from common.secagg.rounds import check_agreement, open_sum
 from common.secagg.terms import masked_weight
 from server.asking import Reply, ask
+from server.error_sentences import numbered
 from server.federation import Arm, Federation
-from server.folding import Folded
+from server.folding import Folded, check_cost
 from server.masked_setup import (
     LeftOut,
     SetUp,
@@ -233,6 +234,11 @@ class MaskedRounds:
         if (update.masked.dtype, update.masked.shape) != wanted:
             got = f"{update.masked.dtype}{list(update.masked.shape)}"
             why = f"site {reply.site!r} sent {got}, expected {wanted[0]}{[*wanted[1]]}"
+            return row.model_copy(update={"outcome": "refused", "reason": why})
+        try:
+            check_cost(update, self._arm.plan)
+        except ContributionError as error:
+            why = numbered(error)
             return row.model_copy(update={"outcome": "refused", "reason": why})
         np.add(one.total, update.masked, out=one.total)
         one.next_keys[reply.site] = update.next_keys

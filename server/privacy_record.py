@@ -4,6 +4,7 @@ It stands beside the model and says what was on, what was measured and what was 
 Numbers and site names only. What tells of one hospital is a range.
 """
 
+import math
 from typing import Literal
 
 from server.record import Record
@@ -18,16 +19,16 @@ class DpRecord(Record):
     """Largest norm of one patient's gradient."""
     epsilon_pld: float | None
     """The largest over the sites, by privacy loss distributions; unset: one of them
-    said nothing."""
+    left it out of an update that was accepted, or told less than before."""
     epsilon_prv: float | None
     """The same by the PRV accountant."""
 
     @property
     def epsilon(self) -> float | None:
-        """The larger of both: what may be published."""
-        if self.epsilon_pld is None or self.epsilon_prv is None:
-            return None
-        return max(self.epsilon_pld, self.epsilon_prv)
+        """The larger of both: what may be published; unset unless both are sound."""
+        both = (self.epsilon_pld, self.epsilon_prv)
+        known = [e for e in both if e is not None and 0.0 <= e < math.inf]
+        return max(known) if len(known) == len(both) else None
 
 
 class OneRunRecord(Record):
@@ -99,7 +100,8 @@ class SiteShare(Record):
     share: str
     """Its share of the result, the mean over the rounds that counted: "20 to 30 %"."""
     epsilon: str
-    """What the run cost its patients: "3 to 4", or "not told"."""
+    """What the run cost its patients: "3 to 4"; "not told" if it left that out of an
+    update that was accepted; "fell" if it ever told less than before."""
 
 
 class PrivacyRecord(Record):

@@ -1,16 +1,17 @@
 """The privacy record of a run, and the gate in front of its model."""
 
 import json
+import math
 
 import pytest
 
 from common.errors import PlanError, ReleaseError, RunError
 from common.package import load_package
-from common.plan_file import parse_plan
+from common.plan_file import load_plan, parse_plan
 from common.plan_release import Release
 from deploy import inversion_audit
 from deploy.cli_privacy import lines_of
-from deploy.privacy_audit import PRIVACY_FILE, audit_run, refusals
+from deploy.privacy_audit import PRIVACY_FILE, audit_run, check_release, refusals
 from deploy.run_state import WITHHELD_FILE
 from deploy.simulate import simulate
 from server.privacy_record import (
@@ -18,6 +19,7 @@ from server.privacy_record import (
     InversionRecord,
     MembershipRecord,
     PrivacyRecord,
+    SiteShare,
 )
 from server.report import read_record
 from tests.deploy.conftest import SEGMENTATION
@@ -77,6 +79,62 @@ def test_the_gate_is_closed_unless_every_figure_passes(gate, changes, said):
     got = refusals(record(**changes), Release(**gate))
     assert len(got) == len(said)
     assert all(part in whole for part, whole in zip(said, got, strict=True))
+
+
+@pytest.mark.parametrize("nonsense", [None, math.nan, math.inf, -math.inf, -1.0])
+def test_an_epsilon_that_is_no_cost_never_opens_the_gate(nonsense):
+    for pair in ((nonsense, 1.0), (1.0, nonsense)):
+        pld, prv = pair
+        dp = DpRecord(delta=1e-5, clip_norm=1.0, epsilon_pld=pld, epsilon_prv=prv)
+        shares = [
+            SiteShare(site="east", share="40 to 50 %", epsilon="3 to 4"),
+            SiteShare(site="west", share="50 to 60 %", epsilon="fell"),
+        ]
+        (said,) = refusals(record(dp=dp, shares=shares), Release(max_epsilon=1e9))
+        assert (
+            "epsilon is not told by every site with every update (west: fell)" in said
+        )
+
+
+def test_a_gate_is_closed_where_no_round_counted():
+    nothing = record(rounds=0, masked_rounds=0)
+    assert refusals(nothing, Release(under_masks=True)) == [
+        "no round counted, expected one"
+    ]
+
+
+def told_in(rounds, epsilons):
+    """The rounds, in each of which every site told the cost given for it."""
+    return [
+        one.model_copy(
+            update={
+                "sites": [
+                    row.model_copy(update={"epsilon_pld": e, "epsilon_prv": e})
+                    for row in one.sites
+                ]
+            }
+        )
+        for one, e in zip(rounds, epsilons, strict=True)
+    ]
+
+
+def test_the_gate_asks_the_cost_of_every_round_of_a_private_run(plan_file, tmp_path):
+    text = gate("max_epsilon = 1e3") + "\n[privacy.dp]\nnoise_multiplier = 3.0\n"
+    path, folder = plan_file(text, ("rounds = 3", "rounds = 2")), tmp_path / "run"
+    (arm,) = simulate(path, folder).arms
+    plan = load_plan(folder / "plan.toml")
+    check_release(folder, plan, arm)  # the control
+    for epsilons, said in {
+        (0.1, None): "north: not told",
+        (None, 0.1): "north: not told",
+        (0.1, math.nan): "north: not told",
+        (math.inf, math.inf): "north: not told",
+        (-1.0, -1.0): "north: not told",
+        (2.0, 0.1): "north: fell",
+    }.items():
+        false = arm.model_copy(update={"rounds": told_in(arm.rounds, epsilons)})
+        with pytest.raises(ReleaseError, match=said):
+            check_release(folder, plan, false)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,33 @@ def test_no_update_in_the_clear_is_asked_for_or_given(tmp_path):
     assert not [a for a in grid.answers if isinstance(a, Update)]
 
 
+@pytest.mark.parametrize("nonsense", [None, np.nan, np.inf, -1.0])
+def test_a_masked_update_whose_cost_is_none_stays_out_by_name(tmp_path, nonsense):
+    the_plan = plan(
+        privacy__secure_aggregation="on",
+        privacy__dp={"noise_multiplier": 1.0},
+        federation__deadline_s=0.3,
+        federation__rounds=1,
+    )
+
+    class Telling(MaskedGrid):
+        def masked(self, site, order):
+            answer = super().masked(site, order)
+            if not isinstance(answer, MaskedUpdate):
+                return answer
+            prv = nonsense if site == "west" else 1.1
+            return replace(answer, epsilon_pld=1.0, epsilon_prv=prv)
+
+    record, _ = run(
+        tmp_path / "run", Telling(CASES, tmp_path / "sites", the_plan), the_plan
+    )
+    (only,) = record.rounds
+    assert only.outcome == "closed"
+    rows = {row.site: row for row in only.sites}
+    assert [s for s, row in rows.items() if row.outcome != "accepted"] == ["west"]
+    assert "site 'west' told" in rows["west"].reason
+
+
 def test_steady_state_has_two_turns_a_round(tmp_path):
     grid = grid_of(tmp_path)
     run(tmp_path / "run", grid)

@@ -108,6 +108,53 @@ def test_a_bad_reply_is_refused_by_name_and_leaves_no_trace(
     assert model.tobytes() == without.tobytes()
 
 
+@pytest.mark.parametrize("nonsense", [np.nan, np.inf, -np.inf, -1.0])
+@pytest.mark.parametrize("field", ["epsilon_pld", "epsilon_prv"])
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_cost_that_is_none_refuses_its_update_by_name(
+    tmp_path, nonsense, field, is_private
+):
+    twists = {("west", 1): lambda u: replace(u, **{field: nonsense})}
+    record = private_run(tmp_path, twists, is_private)
+    assert outcomes(record) == {
+        "east": "accepted",
+        "north": "accepted",
+        "west": "refused",
+    }
+    reason = record.rounds[0].sites[2].reason
+    assert "site 'west' told" in reason
+    assert "expected a finite number of at least 0" in reason
+
+
+@pytest.mark.parametrize("field", ["epsilon_pld", "epsilon_prv"])
+def test_by_a_plan_with_dp_an_update_without_its_cost_is_refused(tmp_path, field):
+    twists = {("west", 1): lambda u: replace(u, **{field: None})}
+    record = private_run(tmp_path, twists)
+    assert outcomes(record)["west"] == "refused"
+    assert "site 'west' told nothing as its epsilon" in record.rounds[0].sites[2].reason
+
+
+def private_run(folder, twists, is_private=True):
+    """A round of a plan with DP, in which all others tell what it cost."""
+    dp = {"privacy__dp": {"noise_multiplier": 1.0}} if is_private else {}
+    the_plan = plan(federation__deadline_s=0.2, federation__rounds=1, **dp)
+    told = {"epsilon_pld": 1.0, "epsilon_prv": 1.1}
+    grid = ScriptedGrid(
+        CASES,
+        {
+            (site, 1): lambda u, s=site: twists.get((s, 1), lambda one: one)(
+                replace(u, **told)
+            )
+            for site in CASES
+        },
+    )
+    return run(folder, grid, the_plan)[0]
+
+
+def outcomes(record):
+    return {row.site: row.outcome for row in record.rounds[0].sites}
+
+
 @pytest.mark.parametrize(
     "sums",
     [
