@@ -20,18 +20,18 @@ from client.train import steps_per_round
 from common.accounting import NoisySteps, cost_of, noise_for
 from common.case import PreparedCase
 from common.durable import write_whole
-from common.errors import FedctError, ReleaseError, RunError
+from common.errors import ReleaseError
 from common.membership import at_most, membership_of
 from common.parameters import digest_of, load_vector
 from common.plan import Plan
 from common.plan_dp import PatientPrivacy
-from common.plan_file import load_plan
 from common.plan_release import Release
 from common.sources import POOLED, PUBLIC
 from common.tasks.catalog import task_of
 from deploy.dp_audit import audit_dp
+from deploy.finished_run import read_finished
 from deploy.inversion_audit import MOST_SITES, Way, audit_inversion
-from deploy.run_folder import final_model, read_arm_record
+from deploy.run_folder import final_model
 from deploy.told_cost import range_of, told_by
 from server.federation import first_model
 from server.privacy_record import (
@@ -43,7 +43,6 @@ from server.privacy_record import (
     SiteShare,
 )
 from server.record import ArmRecord, RoundRecord, SiteRound
-from server.run_files import PLAN_FILE
 
 PRIVACY_FILE = "privacy.json"
 MOST_CASES = 200
@@ -58,17 +57,10 @@ def audit_run(folder: Path, device: str = "auto") -> PrivacyRecord:
         device: Where the model is tried on cases, in a rehearsal.
 
     Raises:
-        RunError: The folder holds no finished run.
+        RunError: The folder holds no finished run, or not as it was written; the record
+            that was there stays.
     """
-    try:
-        plan = load_plan(folder / PLAN_FILE)
-        arm = read_arm_record(folder)
-        final_model(folder)
-    except (FedctError, OSError, ValueError) as error:
-        raise RunError(
-            f"folder {folder.name!r} holds no finished run ({type(error).__name__}), "
-            "expected one; finish it with --resume or `fedct server resume`"
-        ) from error
+    plan, arm = read_finished(folder)
     record = record_of(folder, plan, arm, device, with_canaries=True)
     write_record(folder, record)
     return record

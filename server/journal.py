@@ -9,9 +9,11 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from common.errors import RunError
 from server.record import RoundRecord
@@ -79,6 +81,26 @@ def open_journal(path: Path, identity: dict[str, str]) -> Iterator[sqlite3.Conne
         ) from error
     finally:
         connection.close()
+
+
+def read_journal(path: Path) -> tuple[dict[str, str], list[Entry]]:
+    """Identity and rounds of a run's journal, which is left as it is.
+
+    Raises:
+        RunError: There is none, or it is damaged.
+    """
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as journal:
+            identity = dict(journal.execute("SELECT key, value FROM run"))
+            return identity, entries(journal)
+    except (sqlite3.Error, ValidationError) as error:
+        raise RunError(
+            f"journal of run {path.parent.name!r} can't be read "
+            f"({type(error).__name__}), expected the SQLite file of a run; restore it "
+            "from a backup"
+        ) from error
 
 
 def append(journal: sqlite3.Connection, entry: Entry) -> None:

@@ -1,0 +1,72 @@
+"""A finished run as it is read back: only what its own journal bears out.
+
+The journal got each round as one transaction while the run went on. The files beside it
+were written for readers, and a reader who then says something of the model must not
+take an edited plan, a cut record or another round's model for the run's own.
+
+Not covered here: somebody who changes the journal as well.
+"""
+
+from pathlib import Path
+
+from common.errors import FedctError, RunError
+from common.parameters import digest_of
+from common.plan import Plan
+from common.plan_file import load_plan
+from common.tasks.catalog import task_of
+from deploy.run_folder import final_model, read_arm_record
+from server.journal import read_journal
+from server.record import ArmRecord
+from server.run_files import ARM_RECORD_FILE, FINAL_FILE, JOURNAL_FILE, PLAN_FILE
+from server.summary import final_round
+
+
+def read_finished(folder: Path) -> tuple[Plan, ArmRecord]:
+    """Plan and federated arm of a finished run, which agree with its journal.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        RunError: There is no finished run, none of its rounds counted, or one of its
+            files is not the one that the run wrote.
+    """
+    try:
+        plan = load_plan(folder / PLAN_FILE)
+        arm = read_arm_record(folder)
+        model = digest_of(final_model(folder))
+        ran, entries = read_journal(folder / JOURNAL_FILE)
+    except (FedctError, OSError, ValueError, LookupError) as error:
+        raise RunError(
+            f"folder {folder.name!r} holds no finished run ({type(error).__name__}), "
+            "expected one with its plan, journal, record and model; finish it with "
+            "--resume or `fedct server resume`, or put what is damaged back from a "
+            "backup"
+        ) from error
+    if plan.digest != ran.get("plan"):
+        raise _other(folder, PLAN_FILE, plan.digest, ran.get("plan", "none"))
+    rounds = [entry.record for entry in entries]
+    if [r.model_dump_json() for r in rounds] != [
+        r.model_dump_json() for r in arm.rounds
+    ]:
+        said = f"{len(arm.rounds)} rounds", f"these {len(rounds)}"
+        raise _other(folder, ARM_RECORD_FILE, *said)
+    if not any(one.outcome == "closed" for one in rounds):
+        raise RunError(
+            f"run {folder.name!r} has no round that counted in {len(rounds)}, expected "
+            "one; nothing was trained, so there is no model to say anything of"
+        )
+    number = final_round(rounds, plan, task_of(plan).monitor)
+    if arm.final_round != number:
+        said = f"a model of round {arm.final_round}", f"of round {number}"
+        raise _other(folder, ARM_RECORD_FILE, *said)
+    if model != (expected := rounds[number - 1].model_digest):
+        raise _other(folder, FINAL_FILE, model, expected)
+    return plan, arm
+
+
+def _other(folder: Path, file: str, got: str, expected: str) -> RunError:
+    return RunError(
+        f"run {folder.name!r} has another {file} than it wrote ({got[:20]}), expected "
+        f"what its journal says ({expected[:20]}); put {file} back from a backup"
+    )
