@@ -11,9 +11,35 @@ from torch import nn
 
 from client.state import SiteState
 from client.train import Correction
+from common.errors import ContributionError
 from common.exchange import TrainOrder
 from common.parameters import Layout, parts_of
 from common.plan_federation import Federation
+
+
+def check_control(layout: Layout, federation: Federation, order: TrainOrder) -> None:
+    """Refuse a control variate that the plan's algorithm doesn't have.
+
+    It is added to every gradient. A hub that sent one to all sites but one could make
+    their updates what it likes, and take them off a masked sum again.
+
+    Raises:
+        ContributionError: `code` is "content".
+    """
+    if order.control is None:
+        return
+    if federation.algorithm != "scaffold" or order.sealed:
+        raise ContributionError(
+            f"round {order.round} came with a control variate, which belongs to "
+            'federation.algorithm "scaffold" without masks alone; nothing was done',
+            code="content",
+        )
+    if len(order.control) != layout.size or not np.isfinite(order.control).all():
+        raise ContributionError(
+            f"round {order.round} came with a control variate of {len(order.control)} "
+            f"numbers, expected {layout.size} finite ones; nothing was done",
+            code="content",
+        )
 
 
 def correction_of(

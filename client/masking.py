@@ -169,6 +169,7 @@ class SiteMasks:
             return one.answer
         if one.keys is None or one.made is None:
             raise self._unknown(order.round)
+        self._check_size(one, order.model.size)  # before it is trained and paid for
         others = open_shares(one.keys, self._site, one.made, order.sealed)
         one.held = {**one.held, **others}
         return None
@@ -186,12 +187,7 @@ class SiteMasks:
             raise self._spent(order.round)
         assert one.keys is not None
         assert one.made is not None
-        if update.delta.size != one.terms.size:
-            raise ContributionError(
-                f"site {self._site!r} has an update of {update.delta.size} numbers, "
-                f"expected {one.terms.size} as the keys of the round were made for",
-                code="model",
-            )
+        self._check_size(one, update.delta.size)
         folder = states_of(self._folder, order.run)
         rounding = _rounding(plan, self._site, order.round)
         carried = None
@@ -310,6 +306,14 @@ class SiteMasks:
             "turns came out of order",
             code="keys",
         )
+
+    def _check_size(self, one: _Round, size: int) -> None:
+        if size != one.terms.size:
+            raise ContributionError(
+                f"site {self._site!r} has a model of {size} numbers, expected "
+                f"{one.terms.size} as the keys of the round were made for",
+                code="model",
+            )
 
     def _spent(self, number: int) -> ContributionError:
         return ContributionError(

@@ -32,11 +32,53 @@ from common.parameters import digest_of
 
 ANSWERED = "answered.json"
 """In a run's folder of states: round to the digest of the question answered in it."""
+BEGUN = "begun.json"
+"""Beside it: by which plan the run is."""
 _PLAN = "plan"
-"""In the same file: digest of the run's plan."""
+"""In both files: digest of the run's plan."""
 
 Question = TrainOrder | JudgeOrder
 """What may be answered once a round."""
+
+
+def check_run(site: Path, order: Question) -> None:
+    """Bind a run to the plan of its first order, or refuse an order by another plan.
+
+    The memory of a run, what it answered and what its optimiser holds, is by one plan.
+
+    Raises:
+        ContributionError: The run is by another plan; `code` is "question".
+        StoreError: What it is by can't be read.
+    """
+    folder = states_of(site, order.run)
+    known = read_texts(folder / BEGUN).get(_PLAN)
+    if known is None:
+        make_private_folder(folder)
+        write_texts(folder / BEGUN, {_PLAN: order.plan_digest})
+    elif known != order.plan_digest:
+        raise ContributionError(
+            f"the run of round {order.round} was begun by plan {known[:12]}, expected "
+            f"no order by plan {order.plan_digest[:12]}; another plan needs a run of "
+            "its own, and nothing was done",
+            code="question",
+        )
+
+
+def check_unanswered(site: Path, order: TrainOrder) -> None:
+    """Refuse to train anew, with other noise, for what was answered.
+
+    Raises:
+        ContributionError: It was, and the answer is no longer kept; `code` is
+            "question".
+        StoreError: What was answered can't be read.
+    """
+    if _round_of(order) in read_texts(states_of(site, order.run) / ANSWERED):
+        raise ContributionError(
+            f"round {order.round} was answered under noise, and the answer is not kept "
+            "any more; expected a later round, as other noise would be another look at "
+            "the same patients, and nothing was done",
+            code="question",
+        )
 
 
 def check_question(site: Path, order: Question) -> None:
@@ -62,7 +104,10 @@ def check_question(site: Path, order: Question) -> None:
 
 
 def note_question(site: Path, order: Question) -> None:
-    """Write down what is answered, before the answer leaves; see `check_question`."""
+    """Write down what was worked on, before anything of it leaves or is refused.
+
+    What comes of it is told or not by rules that hang on it, and a refusal tells, too.
+    """
     check_question(site, order)
     folder, number = states_of(site, order.run), _round_of(order)
     known = read_texts(folder / ANSWERED)

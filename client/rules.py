@@ -31,7 +31,7 @@ from client.desk import (
     sites_of,
 )
 from client.egress import Told, check_answer, norm_of, rounded
-from client.order_log import check_question, note_question, runs_of
+from client.order_log import check_question, check_run, note_question, runs_of
 from client.policy import (
     AnswerKind,
     Policy,
@@ -149,6 +149,7 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         plan, _ = _allowed_plan(folder, policy, order)
         check_runs(policy, order.run, runs_of(folder, plan.digest))
         if isinstance(order, TrainOrder | JudgeOrder):
+            check_run(folder, order)
             check_question(folder, order)
 
         def both(done: int, steps: int) -> None:
@@ -194,6 +195,9 @@ def let_out(
     """
     grounds = None
     if is_hospital(folder):
+        if isinstance(order, TrainOrder | JudgeOrder):
+            with _one_at_a_time(folder):
+                note_question(folder, order)
         policy = read_site_file(folder).policy
         check_kind(policy, _ANSWER[type(order)])
         plan, allowed = _allowed_plan(folder, policy, order)
@@ -209,9 +213,6 @@ def let_out(
         answer = mask(answer)
     told = Told(read_site(folder).name, key, order, frozenset(grouped))
     check_answer(answer, told)
-    if isinstance(order, TrainOrder | JudgeOrder) and is_hospital(folder):
-        with _one_at_a_time(folder):
-            note_question(folder, order)
     return answer, grounds
 
 

@@ -12,13 +12,14 @@ Not covered here: masking (`client.masking`), and what may leave (`client.egress
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 from torch import nn
 
-from client.corrections import correction_of, new_control
+from client.corrections import check_control, correction_of, new_control
 from client.dp_site import (
     check_run,
     epoch_length,
@@ -30,6 +31,7 @@ from client.dp_site import (
     unpacked,
 )
 from client.intake.run import SiteData
+from client.order_log import check_unanswered
 from client.patches import PatchSampler
 from client.state import SiteState, load_state, save_state, states_of
 from client.store import CaseStore
@@ -144,8 +146,11 @@ class SiteService:
         """Train one round from the order's model; remember the state after it."""
         self._check(order)
         self._check_model(order)
+        check_control(self._layout, self._plan.federation, order)
         if (again := self._answered(order)) is not None:
             return again
+        if self._terms is not None:
+            check_unanswered(self._folder, order)  # other noise would be another look
         state = self._recall(order.run, order.state_round)
         self._memory = None  # the optimiser below shares tensors with `state`
         load_vector(self._network, self._layout, order.model)
@@ -284,13 +289,14 @@ class SiteService:
 
     def _held_out(self, part: Part) -> list[PreparedCase]:
         """Cases of a part; memory maps, opened when first asked for."""
+        if part not in get_args(Part):  # the order's word for it
+            said = f"an order to judge names no part of {get_args(Part)}; not done"
+            raise ContributionError(said, code="content")
         if part not in self._opened:
             self._opened[part] = [
                 c.store.open(record)
                 for c in self._cases
-                for record in (
-                    c.data.validation if part == "validation" else c.data.test
-                )
+                for record in getattr(c.data, part)
             ]
         return self._opened[part]
 

@@ -10,6 +10,7 @@ from flwr.app import Message
 
 import client.app
 import client.rules
+import client.service
 from client.app import serve_order
 from client.policy import Policy
 from common.exchange import Hello, Judgement, JudgeOrder, TrainOrder, Update
@@ -38,7 +39,9 @@ def pictures(tmp_path_factory):
 def hospital(tmp_path, pictures):
     client.app._services.clear()
     InProcessGrid([])  # Flower wants a task identity before it makes messages
-    yield write_hospital(tmp_path / "a-site", Policy(approve="auto"), pictures)
+    yield write_hospital(
+        tmp_path / "a-site", Policy(approve="auto", max_runs=2 * TIMES), pictures
+    )
     client.app._services.clear()
 
 
@@ -90,6 +93,42 @@ def test_a_round_gives_one_update_however_often_it_is_asked(
     told(f"{len(weak)} updates of {TIMES} models", f"{len(ours | again)}, of the first")
     assert (len(weak), len(ours)) == (TIMES, 1)
     assert ours == again <= weak  # asked again, the same one to the bit
+
+
+def steered(folder, plan, times):
+    """How often a vector that the hub sends along decides where an update goes."""
+    size, found = first_model(plan)[1].size, 0
+    for number in range(1, times + 1):
+        rng = np.random.default_rng(number)
+        model = rng.normal(scale=0.1, size=size).astype(np.float32)
+        push = rng.choice([-5e5, 5e5], size).astype(np.float32)
+        order = TrainOrder(
+            f"run-{number}", plan.digest, 1, 0, model, digest_of(model), push
+        )
+        said = ask(folder, order, "train")
+        if isinstance(said, int):
+            assert said == 104026
+        else:
+            delta = from_record(said, Update).delta
+            found += float(np.corrcoef(delta, -np.sign(push))[0, 1]) > 0.99
+    return found
+
+
+@row(
+    SERVER,
+    "makes all updates but one a known vector, by control variates",
+    "only with SCAFFOLD, which has no masks",
+    short=True,
+)
+def test_a_hub_can_not_steer_the_updates_beside_one(hospital, told, monkeypatch):
+    plan = slices(training__steps=1)
+    enter(hospital, plan)
+    with monkeypatch.context() as weak_site:
+        weak_site.setattr(client.service, "check_control", lambda *given: None)
+        weak = steered(hospital, plan, TIMES)
+    ours = steered(hospital, plan, TIMES)
+    told(f"{weak} of {TIMES}", f"{ours} of {TIMES}")
+    assert (weak, ours) == (TIMES, 0)
 
 
 def metrics(folder, plan, times):

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -29,6 +30,7 @@ from client.audit import read_audit
 from client.desk import decide, queue_plan
 from client.fleet import Fleet
 from client.hub_road import HubAddress
+from client.ledger import read_ledger
 from client.mask_memory import MASKED as MASKED_FILE
 from client.masking import SiteMasks
 from client.policy import (
@@ -60,6 +62,7 @@ from common.exchange import (
     Update,
 )
 from common.keys import read_signing_key
+from common.parameters import digest_of
 from common.pieces import MalformedError
 from common.plan import Plan
 from common.plan_file import plan_toml
@@ -451,6 +454,65 @@ def test_a_plan_has_as_many_runs_as_the_policy_allows(hospital):
     assert not ask(site, order(PLAN, 2, 1, run="first")).has_error()
 
 
+def test_a_run_is_by_the_plan_that_began_it(hospital):
+    """Or its memory would belong to two plans, and count as a run of the last alone."""
+    site, other = hospital(AUTO), slices(plan__seed=7)
+    for plan in (PLAN, other):
+        assert not ask(site, hello(plan)).has_error()
+    assert not ask(site, order(PLAN, 1, 0)).has_error()
+    for one in (order(other, 1, 0), order(other, 2, 1), judge(other)):
+        assert number(site, one) == 104021
+    assert number(site, order(PLAN, 2, 1, run="again")) == 105314
+    assert not ask(site, order(PLAN, 2, 1)).has_error()
+
+
+def test_what_was_trained_for_and_refused_is_answered_for_no_other_model(hospital):
+    """A refusal by the norm of an update tells something of it, too."""
+    site = hospital(AUTO.model_copy(update={"max_update_norm": 1e-6}))
+    assert not ask(site, hello()).has_error()
+    first = order(PLAN, 1, 0)
+    other = first.model + np.float32(1e-3)
+    assert number(site, first) == 105309
+    assert number(site, first) == 105309
+    changed = replace(first, model=other, model_digest=digest_of(other))
+    assert number(site, changed) == 104021
+
+
+def test_a_control_variate_comes_with_its_algorithm_alone(hospital):
+    site, size = hospital(AUTO), first_model(PLAN)[1].size
+    sgd = {"training__optimizer": "sgd", "training__momentum": 0.0}
+    scaffold = slices(federation__algorithm="scaffold", **sgd)
+    zeros = np.zeros(size, np.float32)
+    for plan in (PLAN, scaffold):
+        assert not ask(site, hello(plan)).has_error()
+    assert number(site, order(PLAN, 1, 0, control=zeros)) == 104026
+    train = partial(order, scaffold, 1, 0, run="scaffold")
+    for wrong in (zeros[:-1], zeros * np.nan):
+        assert number(site, train(control=wrong)) == 104026
+    assert not ask(site, train(control=zeros)).has_error()
+
+
+def test_a_model_is_judged_on_known_parts_alone(hospital):
+    site = hospital(AUTO)
+    assert not ask(site, hello()).has_error()
+    for part in ("train", "x1", "../../etc", ""):
+        assert number(site, replace(judge(), part=part)) == 104026
+    assert not ask(site, judge()).has_error()
+
+
+def test_noise_is_drawn_once_for_a_round_that_was_answered(hospital):
+    dp = {"noise_multiplier": 2.0}
+    plan = slices(privacy__dp=dp, training__steps=1, federation__rounds=5)
+    site = hospital(AUTO)
+    assert not ask(site, hello(plan)).has_error()
+    for round in range(1, 6):
+        assert not ask(site, order(plan, round, round - 1)).has_error()
+    paid = len(read_ledger(site))
+    assert number(site, order(plan, 1, 0)) == 104021  # its answer is kept no more
+    assert not ask(site, order(plan, 5, 4)).has_error()  # this one's is
+    assert len(read_ledger(site)) == paid == 5
+
+
 class MaskedHospital:
     """A hospital in a masked round with two other sites, and the hub between them."""
 
@@ -551,6 +613,13 @@ def test_what_the_policy_forbids_meanwhile_is_not_opened(
     assert number(masked.folder, masked.open) == said
     hospital(AUTO)
     assert not ask(masked.folder, masked.open).has_error()
+
+
+def test_keys_for_a_model_of_another_size_train_nothing(masked, monkeypatch):
+    masked.keys = replace(masked.keys, size=masked.keys.size + 1)
+    train = masked.set_up()
+    monkeypatch.setattr(SiteService, "train", None)
+    assert number(masked.folder, train) == 104002
 
 
 @pytest.mark.parametrize("kind", ["system", "train.other", "an error"])
