@@ -39,7 +39,7 @@ from pydantic import (
     ValidationError,
 )
 
-from client.last_line import read_last, what_is_cut, write_last
+from client.last_line import read_both, read_last, what_is_cut, write_last
 from client.private_files import FILE_MODE, sync_folder
 from client.site_file import SIGN_KEY
 from common.canonical import items
@@ -158,6 +158,8 @@ def record_left(folder: Path, left: Left, key: Ed25519PrivateKey) -> Line:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             end = _end_of(path, descriptor, key.public_key())
+            if end.line is None:
+                write_last(folder / HEAD, Mark(0, FIRST))
             line = _append(descriptor, end, left, key)
             os.fsync(descriptor)
             write_last(folder / HEAD, Mark(line.number, line.hash))
@@ -216,13 +218,13 @@ def read_audit(folder: Path) -> Log:
         StoreError: The file can't be read.
         JoinError: The key can't.
     """
-    path, log = folder / AUDIT, Log((), None)
     try:
-        last = read_last(folder / HEAD)
+        content, last = read_both(folder / AUDIT, folder / HEAD)
     except OSError as error:
-        raise _unreadable(HEAD, error) from error
-    if path.exists():
-        log = read_log(path, read_signing_key(folder / SIGN_KEY).public_key())
+        raise _unreadable(Path(error.filename or AUDIT).name, error) from error
+    log = Log((), None)
+    if content:
+        log = _checked(content, read_signing_key(folder / SIGN_KEY).public_key())
     return replace(log, broken=_broken(log, last))
 
 
@@ -275,7 +277,8 @@ def _end_of(path: Path, descriptor: int, key: Ed25519PublicKey) -> _End:
 
 
 def _broken(log: Log, last: Mark | None) -> str | None:
-    return log.broken or what_is_cut([line.hash for line in log.lines], last, HEAD)
+    hashes = [line.hash for line in log.lines]
+    return log.broken or what_is_cut(hashes, last, HEAD, FIRST)
 
 
 def _stamp(descriptor: int) -> tuple[int, ...]:

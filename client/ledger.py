@@ -7,14 +7,18 @@ least what was spent; a round that was paid for and never finished stays paid. A
 together are composed into one epsilon (`common.accounting`), and an order whose price
 is more than what is left of the hospital's budget is refused.
 
-Each line holds the hash of the line before and its own, so that a line which was
-changed, taken out, put in or moved shows. `ledger.head` beside it holds number and hash
-of the last line, so that a ledger that was cut short, put back from an old backup or
-taken away shows as well. What a power failure cut in mid-line was never drawn for.
+Each line holds the hash of the line before and its own, and the first one that of the
+site's verifying key, so that a line which was changed, taken out, put in or moved
+shows, and so does another site's ledger. `ledger.head` beside it holds number and hash
+of the last line, so that it shows if one of the two files was cut short, put back from
+an old backup or taken away. If that was done to both, the audit log shows it: a round
+whose update left under a private plan (`client.private_rounds`) has to be in the
+ledger. What a power failure cut in mid-line was never drawn for.
 
 Not covered here: somebody who may write in this folder and changes both files, working
-out every hash anew; and patients whose images are in another store, or who are here
-under two ids.
+out every hash anew, or who takes the audit log away with them, or puts the whole folder
+back: he starts anew. Of that, the hub sees the audit log go back (`server.witness`).
+Nor are patients whose images are in another store, or who are here under two ids.
 """
 
 import fcntl
@@ -28,16 +32,17 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.last_line import read_last, what_is_cut, write_last
-from client.private_files import FILE_MODE, FOLDER_MODE, sync_folder
+from client.last_line import read_both, read_last, what_is_cut, write_last
+from client.private_files import FILE_MODE, sync_folder
+from client.private_rounds import private_rounds
+from client.site_file import SIGN_KEY
 from common.accounting import NoisySteps, cost_of
 from common.errors import PolicyError, StoreError
-from common.signing import Mark
+from common.keys import read_signing_key
+from common.signing import Mark, fingerprint
 
 LEDGER = "ledger.jsonl"
 HEAD = "ledger.head"
-FIRST = "0" * 64
-"""What stands for the hash before the first line."""
 _ROUND_UP = 1e-9
 
 
@@ -101,18 +106,22 @@ def spend(folder: Path, spending: Spending, budget: Budget) -> tuple[Line, ...]:
     Raises:
         PolicyError: It would cost more than is left; nothing was written.
         StoreError: The ledger was altered, or can't be written. `code` is "ledger".
+        JoinError: The site's key can't be read.
     """
-    path = folder / LEDGER
+    path, first = folder / LEDGER, first_of(folder)
     try:
-        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(path, flags, FILE_MODE)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             content = path.read_bytes()
-            known = _checked(content, read_last(folder / HEAD))
+            known = _checked(content, read_last(folder / HEAD), first)
+            _check_complete(folder, known)
             check_affordable(known, [spending], budget)
-            line = _append(descriptor, content, known, spending)
+            if not known:
+                write_last(folder / HEAD, Mark(0, first))
+            before = known[-1] if known else None
+            line = _append(descriptor, content, before, first, spending)
             os.fsync(descriptor)
             if not known:
                 sync_folder(folder)
@@ -131,24 +140,31 @@ def spend(folder: Path, spending: Spending, budget: Budget) -> tuple[Line, ...]:
 def read_ledger(folder: Path) -> tuple[Line, ...]:
     """Every line; none if nothing was ever spent here.
 
-    A line that is being written at this moment may be left out.
-
     Raises:
         StoreError: The ledger was altered, cut short or taken away, or can't be read.
             `code` is "ledger".
+        JoinError: The site's key can't be read.
     """
     try:
-        last = read_last(folder / HEAD)
-        content = (folder / LEDGER).read_bytes()
-    except FileNotFoundError:
-        content = b""
+        content, last = read_both(folder / LEDGER, folder / HEAD)
     except OSError as error:
         raise StoreError(
             f"site can't read {LEDGER} ({error.strerror}), expected a file of its own "
             "user",
             code="ledger",
         ) from error
-    return _checked(content, last)
+    lines = _checked(content, last, first_of(folder))
+    _check_complete(folder, lines)
+    return lines
+
+
+def first_of(folder: Path) -> str:
+    """What stands for the hash before the first line: the hash of the site's key.
+
+    Raises:
+        JoinError: The key can't be read.
+    """
+    return fingerprint(read_signing_key(folder / SIGN_KEY).public_key())
 
 
 def check_affordable(
@@ -192,16 +208,20 @@ def steps_of(spending: Spending) -> NoisySteps:
 
 
 def _append(
-    descriptor: int, content: bytes, known: tuple[Line, ...], spending: Spending
+    descriptor: int,
+    content: bytes,
+    last: Line | None,
+    first: str,
+    spending: Spending,
 ) -> Line:
     torn = len(content) - (content.rfind(b"\n") + 1)
     line = _sealed(
         Line(
             **spending.model_dump(),
-            number=len(known) + 1,
+            number=1 if last is None else last.number + 1,
             time=datetime.now(UTC),
             torn_bytes=torn,
-            before=known[-1].hash if known else FIRST,
+            before=first if last is None else last.hash,
             hash="",
         )
     )
@@ -212,21 +232,33 @@ def _append(
     return line
 
 
-def _checked(content: bytes, last: Mark | None) -> tuple[Line, ...]:
+def _checked(content: bytes, last: Mark | None, first: str) -> tuple[Line, ...]:
     """The whole lines, if they are those that were written."""
     lines: list[Line] = []
-    before = FIRST
+    before = first
     for number, text in enumerate(content.split(b"\n")[:-1], start=1):
         line = _parse(text)
         if line is None or line.number != number:
             raise _altered(f"line {number} is not the line that was written")
+        if line.before != before and number == 1:
+            raise _altered("it was begun under another site's key")
         if line.before != before:
             raise _altered(f"line {number} does not follow the one before")
         lines.append(line)
         before = line.hash
-    if cut := what_is_cut([line.hash for line in lines], last, HEAD):
+    if cut := what_is_cut([line.hash for line in lines], last, HEAD, first):
         raise _altered(cut)
     return tuple(lines)
+
+
+def _check_complete(folder: Path, lines: tuple[Line, ...]) -> None:
+    """See that no private round that left by the audit log was never paid for."""
+    paid = {(line.run, line.round) for line in lines}
+    if unpaid := private_rounds(folder) - paid:
+        run, number = min(unpaid)
+        raise _altered(
+            f"round {number} of run {run!r} has left by the audit log, and is not in it"
+        )
 
 
 def _altered(what: str) -> StoreError:

@@ -175,6 +175,8 @@ def test_a_line_of_another_log_of_the_same_site_does_not_follow(log, number):
         (4, None, "it ends with line 4, and had 5"),
         (0, None, "it ends with line 0, and had 5"),
         (5, b"", "audit.head is missing"),
+        (1, b"", "audit.head is missing"),
+        (5, b'{"number":-1,"hash":"00"}', "audit.head is not what was written"),
         (5, b"{}", "audit.head is not what was written"),
         (5, b'{"number":5,"hash":"00"}', "line 5 is not the one that audit.head names"),
         (5, b'{"number":0,"hash":"00"}', "audit.head is not what was written"),
@@ -201,6 +203,19 @@ def test_a_log_whose_last_mark_a_power_failure_kept_back_goes_on(log, tmp_path):
     assert read_audit(log).broken is None
     record_left(log, left(7), KEY)
     assert [line.round for line in read_audit(log).lines] == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_site_killed_about_its_first_line_goes_on(tmp_path, whole):
+    record_left(tmp_path, left(1), KEY)
+    (tmp_path / HEAD).write_text(json.dumps({"number": 0, "hash": FIRST}))
+    if not whole:
+        (tmp_path / AUDIT).write_bytes((tmp_path / AUDIT).read_bytes()[:50])
+    assert read_audit(tmp_path).broken is None
+    record_left(tmp_path, left(2), KEY)
+    found = read_audit(tmp_path)
+    assert found.broken is None
+    assert [line.round for line in found.lines] == [1, 2][not whole :]
 
 
 def test_lines_cut_off_both_files_are_missed_by_who_has_seen_them(log):

@@ -6,9 +6,10 @@ import pytest
 
 from client.ledger import LEDGER, Budget, Spending, epsilon_of, spend
 from client.policy import Policy
-from client.site_file import HubAddress, SiteFile, site_toml
+from client.site_file import SIGN_KEY, HubAddress, SiteFile, site_toml
 from common.accounting import NoisySteps, cost_of
 from common.errors import ControlError, StoreError
+from common.signing import make_signing_key
 from common.sources import Source
 from tests.deploy.test_cli import refused
 
@@ -19,7 +20,9 @@ PLAN = "a" * 64
 def site(tmp_path):
     """The folder of a hospital with a budget."""
     folder = tmp_path / "site"
-    folder.mkdir(mode=0o700)
+    (folder / "keys").mkdir(mode=0o700, parents=True)
+    folder.chmod(0o700)
+    make_signing_key(folder / SIGN_KEY)
     settings = SiteFile(
         name="north",
         hub=HubAddress(address="127.0.0.1:9"),
