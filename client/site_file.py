@@ -59,7 +59,7 @@ _TEMPLATE = """\
 # "listed": only one whose hash stands in plans. Those in plans never wait
 {approve}
 {plans}
-# fewest sites that a plan must need for a round to count
+# fewest sites that a plan must need for a round to count, or a masked sum to be opened
 {min_sites}
 # whether an update leaves only under the masks of secure aggregation
 {secure_aggregation}
@@ -70,7 +70,7 @@ _TEMPLATE = """\
 {max_runs}
 # when orders are begun, by this machine's clock; at any hour without it
 {hours}
-# largest Euclidean norm of an update in the clear
+# largest Euclidean norm of an update; under masks it is measured before them
 {max_update_norm}
 # which answers may leave: "roster", "update", "judgement"
 {answers}

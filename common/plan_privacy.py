@@ -92,7 +92,8 @@ def privacy_disagreements(
     if sites is not None and sites < privacy.min_cohort:
         said.append(
             f"privacy.min_cohort {privacy.min_cohort} is above the number of sites, "
-            f"{sites}; no sum could ever be opened"
+            f"{sites}; no sum could ever be opened. Take more sites or do without "
+            "masks: a sum of two tells each of them the other's update"
         )
     if sites is not None and sites < threshold_of(privacy, sites):
         said.append(

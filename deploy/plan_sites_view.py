@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from client.desk_control import PlanView
+from client.ledger import read_ledger, steps_of
 from client.peers import known_peers
 from client.policy import Policy
 from client.site_file import SIGN_KEY, read_site_file
+from common.accounting import cost_of
 from common.certificates import grouped
 from common.errors import JoinError
 from common.keys import read_signing_key
@@ -34,6 +36,8 @@ class Here:
     """The hospital's."""
     peers: Mapping[str, str]
     """Site to the key that it is known by."""
+    paid: float = 0.0
+    """Epsilon that each patient has paid, if the policy has a budget."""
 
 
 def look_here(folder: Path) -> Here:
@@ -43,7 +47,11 @@ def look_here(folder: Path) -> Here:
         key = public_text(read_signing_key(folder / SIGN_KEY).public_key())
     except JoinError:
         key = None
-    return Here(settings.name, key, settings.policy, known_peers(folder))
+    paid = 0.0
+    if settings.policy.dp_epsilon is not None and key is not None:
+        steps = map(steps_of, read_ledger(folder))
+        paid = cost_of(steps, settings.policy.dp_delta).epsilon
+    return Here(settings.name, key, settings.policy, known_peers(folder), paid)
 
 
 def describe_sites(view: PlanView, here: Here) -> dict[str, object]:

@@ -53,6 +53,7 @@ def describe(
         "rounds": plan.federation.rounds,
         "min_sites": quorum(plan.privacy, plan.federation, sites),
         "privacy": _privacy(plan, len(view.sites)),
+        "budget": _budget(plan, here),
         **describe_sites(view, here),
         "objections": [str(said) for said in objections(here.policy, plan)],
         "against": None if last is None else last.digest,
@@ -74,6 +75,8 @@ def print_plan(plan: dict[str, object]) -> None:
     )
     print(f"  rounds   {plan['rounds']}, each with {plan['min_sites']} sites or more")
     print(f"  privacy  {plan['privacy']}")
+    if plan["budget"]:
+        print(f"  budget   {plan['budget']}")
     print_sites(plan)
     for objection in _rows(plan["objections"]):
         print(f"  REFUSED  {objection}")
@@ -124,6 +127,21 @@ def _privacy(plan: Plan, sites: int) -> str:
     return (
         f"{said}; patient-level differential privacy, {noise}, delta "
         f"{privacy.dp.delta:g}, clip {privacy.dp.clip_norm:g}"
+    )
+
+
+def _budget(plan: Plan, here: Here) -> str | None:
+    """What the plan asks of the hospital's budget, as far as that is known now."""
+    dp, budget = plan.privacy.dp, here.policy.dp_epsilon
+    if dp is None or budget is None:
+        return None
+    asks = "what its noise costs among the patients here"
+    if dp.epsilon is not None:
+        asks = f"epsilon {dp.epsilon:g} at delta {dp.delta:g}"
+    left = max(0.0, budget - here.paid)
+    return (
+        f"this plan asks {asks}; {left:.2f} of epsilon {budget:g} left at delta "
+        f"{here.policy.dp_delta:g}, and a run that would cost more is refused"
     )
 
 

@@ -11,6 +11,7 @@ from client.control import serve_control
 from client.desk import check_sites, plan_of, queue_plan
 from client.desk_control import DeskControl
 from client.desk_file import read_desk
+from client.ledger import Budget, Spending, spend
 from client.peers import known_peers
 from client.policy import Policy
 from client.preflight_row import Row
@@ -239,6 +240,33 @@ def test_sites_that_the_policy_takes_on_first_use_are_said_to_be(fedct, served):
     assert "sites    2, trusted on first use, as the policy approved it" in listed
     assert "north  " + short_fingerprint(64 * "1") + "  NOT THIS SITE'S KEY" in listed
     assert "each update leaves in the clear" in listed  # "auto" among two
+
+
+def test_what_a_plan_asks_of_the_budget_stands_beside_what_is_left(fedct, site):
+    (site / "keys").mkdir(mode=0o700)
+    make_signing_key(site / SIGN_KEY)
+    text = (site / "client.toml").read_text()
+    (site / "client.toml").write_text(
+        text.replace("# dp_epsilon = 8.0", "dp_epsilon = 2.0")
+    )
+    private = SEGMENTATION + "\n[privacy.dp]\n"
+    queue_plan(site, private + "epsilon = 8.0\n", "run-1")
+    queue_plan(site, private + "noise_multiplier = 1.0\n", "run-2")
+    left = "2.00 of epsilon 2 left at delta 1e-05"
+    listed = fedct("client", "approve", site).out
+    assert f"this plan asks epsilon 8 at delta 1e-05; {left}" in listed
+    assert f"asks what its noise costs among the patients here; {left}" in listed
+    round_1 = Spending(
+        run="run",
+        plan="p",
+        round=1,
+        rate=0.1,
+        noise_multiplier=1.0,
+        steps=7,
+        patients=10,
+    )
+    spend(site, round_1, Budget())
+    assert left not in fedct("client", "approve", site).out
 
 
 def test_what_the_policy_has_against_a_plan_stands_beside_it(fedct, site):
