@@ -49,7 +49,7 @@ def check_named(plan: Plan, sites: Sites) -> None:
     if not may_be_masked(plan):
         return
     sound = all(
-        re.match(NAME_PATTERN, name) and _KEY.fullmatch(key)
+        re.fullmatch(NAME_PATTERN, name) and _KEY.fullmatch(key)
         for name, key in sites.items()
     )
     if not sound or not 0 < len(sites) <= MAX_MEMBERS:

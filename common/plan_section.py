@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,31}$"
+"""Of a whole text: `re.fullmatch`, as Python's `$` lets a line break follow."""
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 """Lower case letters, digits, - and _; at most 32, safe as a folder name."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from client.desk import check_sites, decide, queue_plan, sites_of
 from client.desk_file import read_desk
 from client.peers import PEERS, check_peers, known_peers
-from client.plan_sites import differences, may_be_masked
+from client.plan_sites import check_named, differences, may_be_masked
 from client.policy import Policy
 from common.errors import ContributionError, PolicyError, UsageError
 from common.plan_file import plan_toml
@@ -132,3 +132,22 @@ def test_a_key_met_first_stays_until_a_person_confirms_another(site):
     queue(site, SWAPPED)
     decide(site, PLAN.digest, "approved")
     check_peers(site, SWAPPED)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"d-site\n": 64 * "d"},
+        {"a-site\n": 64 * "d"},
+        {"\nd-site": 64 * "d"},
+        {"d site": 64 * "d"},
+        {"": 64 * "d"},
+        {"d-site": 64 * "d" + "\n"},
+        {"d-site": 63 * "d"},
+    ],
+)
+def test_a_name_or_key_that_is_none_to_the_last_character_is_refused(odd):
+    check_named(PLAN, FOUR)  # the control
+    with pytest.raises(PolicyError) as caught:
+        check_named(PLAN, {**THREE, **odd})
+    assert caught.value.code == "roster"
