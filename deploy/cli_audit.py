@@ -72,7 +72,7 @@ def server_audit(
     """Say how much of a site's audit log the hub has seen; check a copy of it.
 
     Exits with 23 and names the line if the copy is not the log that the hub has seen,
-    and with 2 if there is nothing yet to write a receipt for.
+    and with 2 if there is nothing yet to hold it against or write a receipt for.
 
     Example: `fedct server audit hub charite --receipt charite.receipt.json`
     """
@@ -88,6 +88,13 @@ def server_audit(
     count, broken = None, None
     if log is not None:
         count, broken = _check_copy(hub, site, log, [one.mark for one in found])
+        if broken is None and not found:
+            raise UsageError(
+                f"hub has seen no answer of {site!r}, expected some to hold {count} "
+                "lines against: whether any is missing can't be said. If one has "
+                f"counted, put witness/{site}.jsonl back from a backup; else ask again "
+                "when one has"
+            )
     if receipt is not None and signed is not None:
         write_whole(receipt, signed.model_dump_json(indent=1).encode())
     if output_format is Format.JSON:

@@ -25,6 +25,8 @@ from common.signing import Mark
 from server.hub import PRIVATE, order_key
 
 WITNESS: Final = "witness"
+_BEGIN = b'{"number":'
+"""How each line begins."""
 _END_BYTES = 1024
 """Longer than three lines."""
 
@@ -64,8 +66,11 @@ def note_mark(hub: Path, site: str, mark: Mark, now: datetime) -> None:
     line = Seen(number=mark.number, hash=mark.hash, at=now).model_dump_json()
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, PRIVATE), "wb") as file:
-        torn = end != b"" and not end.endswith(b"\n")
-        file.write(b"\n" * torn + line.encode() + b"\n")
+        rest = end.rpartition(b"\n")[2]
+        if _is_torn(rest):
+            file.truncate(os.fstat(file.fileno()).st_size - len(rest))
+            rest = b""
+        file.write(b"\n" * (rest != b"") + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     if is_new:
@@ -76,19 +81,25 @@ def seen(hub: Path, site: str) -> list[Seen]:
     """All that was seen of a site's log, in the order in which it came.
 
     Raises:
-        StoreError: A line of the file is damaged, but for one that a power failure cut.
+        StoreError: The file can't be read, or a line of it is damaged, but for a last
+            one that a power failure cut.
     """
     try:
-        lines = _path(hub, site).read_bytes().split(b"\n")
+        *lines, rest = _path(hub, site).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StoreError(
+            f"hub can't read {WITNESS}/{site}.jsonl ({error.strerror}), expected a "
+            "file of its own user"
+        ) from error
+    if rest and not _is_torn(rest):  # a torn one's answer was asked for again
+        lines.append(rest)
     found = []
-    for number, line in enumerate(filter(None, lines), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             found.append(Seen.model_validate_json(line))
         except ValidationError as error:
-            if not line.endswith(b"}"):
-                continue  # cut by a power failure; its answer was asked for again
             raise StoreError(
                 f"hub has a damaged line {number} in {WITNESS}/{site}.jsonl, expected "
                 "what it wrote; put it back from a backup"
@@ -112,6 +123,12 @@ def _end_of(path: Path) -> bytes:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _END_BYTES))
         return file.read()
+
+
+def _is_torn(rest: bytes) -> bool:
+    """Whether what follows the last line break is the beginning of a line of ours."""
+    begins = _BEGIN.startswith(rest[: len(_BEGIN)])
+    return rest != b"" and begins and not rest.endswith(b"}")
 
 
 def _last(end: bytes) -> Seen | None:

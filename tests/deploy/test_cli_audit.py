@@ -76,6 +76,28 @@ def test_both_sides_agree_about_an_untouched_log(both, fedct):
     assert "OK: 5 lines, none missing that the hub has seen" in said.out
 
 
+@pytest.mark.parametrize("content", [None, b""])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_hub_that_saw_nothing_does_not_say_that_nothing_is_missing(
+    both, fedct, content, form
+):
+    witness = Path("hub") / "witness" / "north.jsonl"
+    witness.unlink() if content is None else witness.write_bytes(content)
+    log = f"north/{AUDIT}"
+    said = fedct("server", "audit", "hub", "north", "--log", log, "--format", form)
+    refused(
+        said, UsageError, "seen no answer of 'north', expected some to hold 5 lines"
+    )
+    assert "none missing" not in said.out + said.err
+    assert "put witness/north.jsonl back from a backup" in " ".join(said.err.split())
+
+
+def test_a_damaged_witness_is_an_error(both, fedct):
+    (Path("hub") / "witness" / "north.jsonl").write_bytes(b"\xff\n")
+    said = fedct("server", "audit", "hub", "north", "--log", f"north/{AUDIT}")
+    refused(said, StoreError, "damaged line 1 in witness/north.jsonl")
+
+
 def test_every_answer_has_a_word(capsys):
     for answer in get_args(Answer):
         what = {"what": answer.__name__, "torn_bytes": 0, "hash": "", "signature": ""}

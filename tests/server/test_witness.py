@@ -57,6 +57,52 @@ def test_a_line_cut_by_a_power_failure_is_left_out_and_the_next_is_whole(hub, cu
     assert [one.mark for one in seen(hub, "north")] == [*kept, Mark(10, "a" * 64)]
 
 
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("garbage", [b"\xff", b"", b"{", b'{"number":5,"ha', b"[]"])
+def test_a_whole_line_that_is_no_line_is_refused_wherever_it_stands(
+    hub, place, garbage
+):
+    path = hub / WITNESS / "north.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines[place] = garbage
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    for ask in (seen, receipt_for):
+        with pytest.raises(StoreError, match=rf"damaged line {place + 1} in witness"):
+            ask(hub, "north")
+
+
+@pytest.mark.parametrize("rest", [b"\xff", b"garbage", b'{"number":5,"x":1}', b"\0"])
+def test_only_the_beginning_of_a_line_of_ours_is_taken_for_a_torn_one(hub, rest):
+    path = hub / WITNESS / "north.jsonl"
+    path.write_bytes(path.read_bytes() + rest)
+    with pytest.raises(StoreError, match="damaged line 5 in witness"):
+        seen(hub, "north")
+    note_mark(hub, "north", Mark(10, "a" * 64), NOW)  # an answer is never lost
+    assert b"a" * 64 in path.read_bytes()
+    with pytest.raises(StoreError, match="damaged line 5 in witness"):
+        seen(hub, "north")  # nor is what shows the damage
+
+
+def test_a_file_cut_anywhere_at_its_end_has_the_lines_before(hub):
+    path = hub / WITNESS / "north.jsonl"
+    whole = path.read_bytes()
+    begin = whole[:-1].rindex(b"\n") + 1
+    for end in range(begin, len(whole) + 1):
+        path.write_bytes(whole[:end])
+        kept = MARKS if end >= len(whole) - 1 else MARKS[:-1]
+        assert [one.mark for one in seen(hub, "north")] == kept
+        note_mark(hub, "north", Mark(10, "a" * 64), NOW)
+        assert [one.mark for one in seen(hub, "north")] == [*kept, Mark(10, "a" * 64)]
+
+
+def test_a_file_that_can_not_be_read_is_an_error(hub):
+    path = hub / WITNESS / "north.jsonl"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match=r"can't read witness/north\.jsonl"):
+        seen(hub, "north")
+
+
 def test_a_damaged_line_is_refused_by_number(hub):
     path = hub / WITNESS / "north.jsonl"
     path.write_text(path.read_text().replace('"number":5', '"number":"x"'))
