@@ -118,10 +118,11 @@ class DeskControl:
     def _view(self, entry: PlanEntry) -> PlanView:
         try:
             text = (self._folder / PLANS / f"{entry.digest}.toml").read_text("utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise StoreError(
                 f"site can't read the text of plan {entry.digest[:12]} "
-                f"({error.strerror}), expected it in {PLANS}; put it back from a backup"
+                f"({type(error).__name__}), expected it in {PLANS}, in UTF-8; put it "
+                "back from a backup"
             ) from error
         return PlanView(**entry.model_dump(), toml=text)
 

@@ -20,6 +20,7 @@ from client.desk import (
     queue_plan,
     resume,
 )
+from client.desk_control import DeskControl
 from client.desk_file import read_desk
 from client.policy import Policy
 from common.errors import FedctError, PlanError, PolicyError, StoreError, UsageError
@@ -147,6 +148,22 @@ def test_a_plan_that_was_changed_on_the_disk_can_not_be_approved(site):
     assert not is_approved(site, entry.digest)
     with pytest.raises(StoreError, match="never saw"):
         plan_of(site, "0" * 64)
+
+
+def test_a_plan_s_text_that_can_not_be_read_is_a_clear_error(site):
+    entry = queue_plan(site, text(), "run")
+    path, control = site / "plans" / f"{entry.digest}.toml", DeskControl(site)
+    assert control.plans()[0].toml == path.read_text("utf-8")
+    path.write_bytes(b"\x00\xff garbage {")
+    said = f"can't read the text of plan {entry.digest[:12]} .*, in UTF-8; put it back"
+    for ask in (control.plans, lambda: control.decide(entry.digest, approve=True)):
+        with pytest.raises(FedctError):
+            ask()
+    with pytest.raises(StoreError, match=said):
+        control.plans()
+    path.unlink()
+    with pytest.raises(StoreError, match="put it back from a backup"):
+        control.plans()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"version": 2}', b'{"plan": []}'])
