@@ -77,6 +77,7 @@ def read_desk(folder: Path) -> Desk:
 
     Raises:
         StoreError: The file is damaged or can't be read; nothing is approved then.
+            `code` is "desk".
     """
     try:
         return Desk.model_validate_json((folder / DESK / "desk.json").read_bytes())
@@ -86,7 +87,8 @@ def read_desk(folder: Path) -> Desk:
         raise StoreError(
             f"site found a desk.json that can't be read ({type(error).__name__}), "
             "expected what FedCT wrote; put it back from a backup, or remove it and "
-            "approve the plans again"
+            "approve the plans again",
+            code="desk",
         ) from error
 
 
@@ -111,7 +113,8 @@ def editing(folder: Path) -> Iterator[None]:
 def _unwritable(error: OSError) -> StoreError:
     return StoreError(
         f"site can't keep a decision ({error.strerror}), expected a folder that its "
-        "user may write to, on a disk with room; nothing was changed"
+        "user may write to, on a disk with room; nothing was changed",
+        code="desk",
     )
 
 

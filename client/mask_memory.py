@@ -86,7 +86,8 @@ def _groups(folder: Path, number: int) -> list[tuple[int, list[str]]]:
     except ValidationError as error:
         raise StoreError(
             f"site found a {MASKED} that is not what FedCT wrote, expected groups of "
-            "sites by round; put it back from a backup"
+            "sites by round; put it back from a backup",
+            code="memory",
         ) from error
 
 

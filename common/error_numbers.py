@@ -25,6 +25,8 @@ CHECKS: Final[Mapping[tuple[int, str], int]] = {
     (23, "state"): 2,
     (23, "audit"): 3,
     (23, "ledger"): 4,
+    (23, "memory"): 5,
+    (23, "desk"): 6,
     (40, "plan"): 1,
     (40, "model"): 2,
     (40, "layout"): 3,

@@ -47,6 +47,13 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     f"it; {_LOG} and in `fedct client audit`",
     (23, 4): "site can't write its privacy ledger, or found it altered, so nothing is "
     f"trained there; {_LOG} and in `fedct client ledger`",
+    (
+        23,
+        5,
+    ): "site can't keep or read what it notes of rounds and of other sites' keys; "
+    "is its disk full, or a file damaged?",
+    (23, 6): "site can't keep or read what its engineer decided; is its disk full, or "
+    "a file damaged?",
     (40, 1): "site got an order for another plan than the one it works by",
     (40, 2): "site got a model that is not the one announced; nothing was done",
     (40, 3): "site builds a model of another layout from this plan; are both sides of "

@@ -23,6 +23,7 @@ from client.desk import (
 from client.desk_control import DeskControl
 from client.desk_file import read_desk
 from client.policy import Policy
+from common.error_numbers import number_of, spoken
 from common.errors import FedctError, PlanError, PolicyError, StoreError, UsageError
 from common.plan_file import plan_toml
 from tests.client.conftest import is_approved, slices
@@ -171,8 +172,9 @@ def test_a_desk_that_can_not_be_read_approves_nothing(site, content):
     entry = queue_plan(site, text(), "run", AUTO)
     (site / "desk" / "desk.json").write_bytes(content)
     for ask in (lambda: is_approved(site, entry.digest), lambda: check_open(site)):
-        with pytest.raises(StoreError, match="can't be read"):
+        with pytest.raises(StoreError, match="can't be read") as caught:
             ask()
+        assert spoken(number_of(caught.value)) == "23.6"
     with pytest.raises(StoreError):
         queue_plan(site, text(), "run", AUTO)
     assert (site / "desk" / "desk.json").read_bytes() == content
