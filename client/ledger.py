@@ -36,7 +36,7 @@ from client.last_line import read_both, read_last, what_is_cut, write_last
 from client.private_files import FILE_MODE, sync_folder
 from client.private_rounds import private_rounds
 from client.site_file import SIGN_KEY
-from common.accounting import NoisySteps, cost_of
+from common.accounting import NoisySteps, check_noise, cost_of
 from common.errors import PolicyError, StoreError
 from common.keys import read_signing_key
 from common.signing import Mark, fingerprint
@@ -104,10 +104,12 @@ def spend(folder: Path, spending: Spending, budget: Budget) -> tuple[Line, ...]:
         All lines, the new one last.
 
     Raises:
+        PlanError: Nobody can tell what it costs; nothing was written.
         PolicyError: It would cost more than is left; nothing was written.
         StoreError: The ledger was altered, or can't be written. `code` is "ledger".
         JoinError: The site's key can't be read.
     """
+    check_noise(spending.noise_multiplier)
     path, first = folder / LEDGER, first_of(folder)
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

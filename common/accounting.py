@@ -3,7 +3,10 @@
 Privacy loss distributions (Google's dp-accounting; Koskela 2020, Doroshenko 2022) and
 the numerical PRV accountant (Gopi 2021, as Opacus has it) compute the same by different
 code, with errors on the safe side. They agree within 0.01 plus one percent; a bug in
-one shows as a gap between them.
+one shows as a gap between them. Where they would take minutes and gigabytes (an epsilon
+in the hundreds, or millions of steps), or fail, both give way to Renyi divergence
+(Mironov 2017): quick, and never too low. So whatever noise is in range has a price, and
+no plan can make a hospital's ledger one that nobody can add up.
 
 A step is the Poisson-subsampled Gaussian mechanism: each patient is drawn with
 probability q, all clipped gradients are summed, and N(0, (sigma clip)^2) is added.
@@ -13,6 +16,7 @@ Not covered here: whether the steps were taken as they are accounted for
 (`client.dp_train`), and any cost of choosing hyperparameters on the same patients.
 """
 
+import logging
 import math
 import warnings
 from collections import Counter
@@ -25,6 +29,8 @@ import numpy as np
 
 from common.errors import PlanError
 
+log = logging.getLogger("fedct.accounting")
+
 _PLD_GRID = 1e-4
 """Width of dp-accounting's bins of privacy loss (its default)."""
 _PRV_ERROR = 0.01
@@ -33,8 +39,13 @@ _ALMOST_ALL = 1.0 - 1e-9
 """Sampling rate that stands for 1 in the PRV accountant, which divides by 1 - q."""
 _NOISE_GRID = 0.01
 """Noise multipliers that are searched for are multiples of this, rounded up."""
-_MOST_NOISE = 1024.0
+LEAST_NOISE = 0.3
+"""Below it a step alone costs more than ten, and accountants take long."""
+MOST_NOISE = 1000.0
 """Above it nothing is learnt."""
+_MOST_WORK = 5000.0
+"""Largest epsilon plus 3, times the root of the steps, that is computed exactly: what
+the PRV accountant's time and memory grow with (0.7 GB here)."""
 _RENYI_ORDERS = (*range(2, 65), 128, 256, 512)
 
 
@@ -55,9 +66,10 @@ class Cost:
     """What some steps cost each patient at most."""
 
     pld: float
-    """Epsilon by privacy loss distributions."""
+    """Epsilon by privacy loss distributions; where that takes too long, at most this,
+    by Renyi divergence."""
     prv: float
-    """Epsilon by the PRV accountant."""
+    """Epsilon by the PRV accountant, or the same."""
     delta: float
     """Chance of losing more."""
 
@@ -73,7 +85,13 @@ def cost_of(taken: Iterable[NoisySteps], delta: float) -> Cost:
     Args:
         taken: In any order; those alike are added up.
         delta: Above 0, below 1.
+
+    Raises:
+        PlanError: A noise is not within `LEAST_NOISE` and `MOST_NOISE`.
     """
+    taken = tuple(taken)
+    for some in taken:
+        check_noise(some.noise_multiplier)
     counts: Counter[tuple[float, float]] = Counter()
     for some in taken:
         counts[some.rate, some.noise_multiplier] += some.steps
@@ -81,12 +99,25 @@ def cost_of(taken: Iterable[NoisySteps], delta: float) -> Cost:
     return _cost(alike, delta)
 
 
+def check_noise(noise_multiplier: float) -> None:
+    """Refuse a noise whose price can't be told.
+
+    Raises:
+        PlanError: It is not within `LEAST_NOISE` and `MOST_NOISE`.
+    """
+    if not LEAST_NOISE <= noise_multiplier <= MOST_NOISE:
+        raise PlanError(
+            f"a noise multiplier is {noise_multiplier:g}, expected {LEAST_NOISE:g} to "
+            f"{MOST_NOISE:g}, as its price can't be told; nothing was done"
+        )
+
+
 @lru_cache(maxsize=64)
 def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """The least noise multiplier with which so many steps cost at most epsilon.
 
-    By both accountants, and rounded up to a hundredth. Renyi divergence (Mironov 2017)
-    is quick and never too low, so it says where to look.
+    By both accountants, within `LEAST_NOISE` and `MOST_NOISE`, and rounded up to a
+    hundredth. Renyi divergence says where to look.
 
     Raises:
         PlanError: No noise is enough: the PRV accountant can't see below its error.
@@ -94,17 +125,18 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
 
     def affords(multiplier: float) -> bool:
         some = (NoisySteps(rate, multiplier, steps),)
-        return _prv(some, delta) <= epsilon
+        bound = _renyi(some, delta)
+        return (bound if _is_long(some, bound) else _prv(some, delta)) <= epsilon
 
     enough = _noise_by_renyi(epsilon, delta, rate, steps)
-    while enough < _MOST_NOISE and not affords(enough):
+    while enough < MOST_NOISE and not affords(enough):
         enough *= 1.1
-    if enough >= _MOST_NOISE:
+    if enough >= MOST_NOISE:
         raise PlanError(
             f"privacy.dp.epsilon {epsilon} at delta {delta} can't be kept in {steps} "
             f"steps at a sampling rate of {rate:.4f}; raise it, or plan fewer steps"
         )
-    low = enough / 2.0
+    low = max(LEAST_NOISE, enough / 2.0)
     while enough - low > _NOISE_GRID / 2:
         middle = (low + enough) / 2.0
         low, enough = (low, middle) if affords(middle) else (middle, enough)
@@ -116,24 +148,47 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> float:
 
 def _noise_by_renyi(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """A noise multiplier that is enough; at most a few percent too large."""
+    multiplier = MOST_NOISE
+    while multiplier > LEAST_NOISE:
+        less = max(LEAST_NOISE, multiplier * (0.5 if multiplier > 32.0 else 0.97))
+        if _renyi((NoisySteps(rate, less, steps),), delta) > epsilon:
+            break
+        multiplier = less
+    return multiplier
+
+
+def _renyi(taken: tuple[NoisySteps, ...], delta: float) -> float:
+    """Epsilon, or somewhat more."""
     from dp_accounting import dp_event
     from dp_accounting.rdp import RdpAccountant
 
-    multiplier = _MOST_NOISE
-    while True:
-        less = multiplier * (0.5 if multiplier > 32.0 else 0.97)
-        one = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(less))
-        accountant = RdpAccountant(_RENYI_ORDERS)
-        if accountant.compose(one, steps).get_epsilon(delta) > epsilon:
-            return multiplier
-        multiplier = less
+    accountant = RdpAccountant(_RENYI_ORDERS)
+    for some in taken:
+        noise = dp_event.GaussianDpEvent(some.noise_multiplier)
+        one = dp_event.PoissonSampledDpEvent(some.rate, noise)
+        accountant.compose(one, some.steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def _is_long(taken: tuple[NoisySteps, ...], bound: float) -> bool:
+    """Whether accountants would take too long for what costs at most `bound`."""
+    steps = float(sum(some.steps for some in taken))
+    return (bound + 3.0) * math.sqrt(steps) > _MOST_WORK
 
 
 @lru_cache(maxsize=256)
 def _cost(taken: tuple[NoisySteps, ...], delta: float) -> Cost:
     if not taken:
         return Cost(0.0, 0.0, delta)
-    return Cost(_pld(taken, delta), _prv(taken, delta), delta)
+    bound = _renyi(taken, delta)
+    if _is_long(taken, bound):
+        return Cost(bound, bound, delta)
+    try:
+        cost = Cost(_pld(taken, delta), _prv(taken, delta), delta)
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        log.warning("accountant failed", extra={"error": type(error).__name__})
+        return Cost(bound, bound, delta)
+    return cost if math.isfinite(cost.epsilon) else Cost(bound, bound, delta)
 
 
 def _pld(taken: tuple[NoisySteps, ...], delta: float) -> float:

@@ -11,18 +11,22 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from common.plan_section import Count, Positive, Section
+from common.accounting import LEAST_NOISE, MOST_NOISE
+from common.plan_section import Count, Section
 
 
 class PatientPrivacy(Section):
     """`[privacy.dp]`: how well a training patient is hidden in what a site learns."""
 
-    noise_multiplier: Positive | None = None
+    noise_multiplier: Annotated[float, Field(ge=LEAST_NOISE, le=MOST_NOISE)] | None = (
+        None
+    )
     """Standard deviation of the noise on the sum of a step, in clip norms; the same at
-    all sites, so epsilon differs with the number of their patients."""
+    all sites, so epsilon differs with the number of their patients. Beyond its range
+    nobody could say what it costs."""
     epsilon: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] | None = None
     """Instead of noise_multiplier: what the whole run may cost each patient. Each site
-    computes its noise from this and its own number of patients."""
+    computes its noise from this and its own number of patients, in the same range."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """Chance of losing more than epsilon; a site with 1 / delta patients or more
     refuses."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from client.ledger import Budget, Line
     from common.accounting import Cost
 
+LEAST_DELTA, MOST_DELTA = 1e-15, 0.5
+"""Chances that accountants can work with."""
+
 site_app = typer.Typer()
 
 
@@ -46,16 +49,16 @@ def client_ledger(
     site: Annotated[Path, typer.Argument(help="The hospital's folder.")],
     delta: Annotated[
         float | None,
-        typer.Option(
-            min=1e-15, max=0.5, help="Chance of losing more; the policy's without it."
-        ),
+        typer.Option(help="Chance of losing more; the policy's without it."),
     ] = None,
     output_format: FormatOption = Format.TEXT,
 ) -> None:
     """Show what each training patient has paid, run by run and in all.
 
-    All epsilons are exact, by two accountants; of both the larger counts. Exits with 23
-    and names the line if the ledger was changed, cut or taken away.
+    All epsilons are exact, by two accountants; of both the larger counts. Where that
+    would take minutes (an epsilon in the hundreds, or millions of steps) both are one
+    upper bound. Exits with 23 and names the line if the ledger was changed, cut or
+    taken away.
 
     Example: `fedct client ledger site --format json`
     """
@@ -63,8 +66,13 @@ def client_ledger(
     from client.ledger import Budget, read_ledger, steps_of
     from client.site import SITE_FILE
     from common.accounting import cost_of
+    from common.errors import UsageError
     from deploy.cli_client import check_site
 
+    if delta is not None and not LEAST_DELTA <= delta <= MOST_DELTA:  # NaN, too
+        raise UsageError(
+            f"option --delta got {delta}, expected {LEAST_DELTA:g} to {MOST_DELTA:g}"
+        )
     if not (site / SITE_FILE).is_file():  # a rehearsal's folder keeps a ledger, too
         check_site(site)
     lines, budget = read_ledger(site), budget_of(site)

@@ -297,6 +297,16 @@ def test_what_the_budget_cannot_pay_is_refused_and_says_what_is_left(tmp_path):
     spend(tmp_path, spending(3, 1000), Budget())  # and without a budget all do
 
 
+@pytest.mark.parametrize("noise", [1e300, 1e-300, 0.05])
+@pytest.mark.parametrize("budget", [Budget(), Budget(3.0, DELTA)])
+def test_what_has_no_price_is_never_written(tmp_path, noise, budget):
+    """A line that nobody can add up would spoil all that is added up after it."""
+    with pytest.raises(PlanError, match="its price can't be told"):
+        spend(tmp_path, spending(1, noise_multiplier=noise), budget)
+    assert not (tmp_path / LEDGER).exists()
+    assert read_ledger(tmp_path) == ()
+
+
 def test_a_budget_is_kept_to_the_last_step():
     part = spending(1, 500)
     price = epsilon_of([part], DELTA)

@@ -1,10 +1,19 @@
 import math
 
+import opacus.accountants
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from common.accounting import Cost, NoisySteps, cost_of, noise_for
+from common.accounting import (
+    LEAST_NOISE,
+    MOST_NOISE,
+    Cost,
+    NoisySteps,
+    _renyi,
+    cost_of,
+    noise_for,
+)
 from common.errors import PlanError
 
 DELTA = 1e-5
@@ -80,3 +89,47 @@ def test_noise_is_just_enough_for_its_epsilon(epsilon, rate):
 def test_an_epsilon_that_no_noise_can_keep_is_refused():
     with pytest.raises(PlanError, match="can't be kept in 1000000 steps"):
         noise_for(0.1, 1e-9, 1.0, 10**6)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 0.02, 1.0])
+@pytest.mark.parametrize("noise", [LEAST_NOISE, MOST_NOISE])
+def test_any_noise_in_range_has_a_price_within_seconds(rate, noise):
+    """However many steps: no plan makes a ledger that can't be added up."""
+    some, other = NoisySteps(rate, noise, 10**9), NoisySteps(0.1, 1.0, 7)
+    cost = cost_of([some, other], DELTA)
+    assert cost.pld == cost.prv
+    assert 0.0 < cost.epsilon < math.inf
+
+
+@pytest.mark.parametrize(("rate", "noise", "steps"), [(0.02, 1.0, 100), (1.0, 5.0, 20)])
+def test_what_is_not_exact_is_never_too_low(rate, noise, steps):
+    some = NoisySteps(rate, noise, steps)
+    exact = cost_of([some], DELTA)
+    assert exact.epsilon < _renyi((some,), DELTA) < 2.0 * exact.epsilon
+    assert exact.pld != exact.prv
+
+
+def test_an_accountant_that_fails_gives_way_to_an_upper_bound(monkeypatch):
+    def fail(self, *args, **changes):
+        raise RuntimeError("mean differs")
+
+    some = NoisySteps(0.05, 1.0, 3)
+    exact = cost_of([some], 1e-4)
+    monkeypatch.setattr(opacus.accountants.PRVAccountant, "get_epsilon", fail)
+    cost = cost_of([some], 1.1e-4)  # not remembered
+    assert cost.pld == cost.prv > exact.epsilon
+
+
+def test_a_chance_too_small_for_accountants_has_a_finite_price():
+    assert math.isfinite(cost_of([NoisySteps(0.02, 1.0, 10)], 1e-300).epsilon)
+
+
+@pytest.mark.parametrize("noise", [1e-300, 0.29, 1001.0, 1e300, math.inf, math.nan])
+def test_noise_out_of_range_has_no_price(noise):
+    with pytest.raises(PlanError, match=r"expected 0\.3 to 1000"):
+        cost_of([NoisySteps(0.02, noise, 1)], DELTA)
+
+
+@pytest.mark.parametrize("epsilon", [1e3, 1e300])
+def test_noise_for_any_epsilon_is_in_range(epsilon):
+    assert LEAST_NOISE <= noise_for(epsilon, DELTA, 0.02, 10) <= LEAST_NOISE + 0.01

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from pydantic import ValidationError
 
@@ -33,6 +35,11 @@ def test_what_breaks_a_patients_share_is_refused_by_name(changes, said):
         {},
         {"noise_multiplier": 1.0, "epsilon": 2.0},
         {"noise_multiplier": 0.0},
+        {"noise_multiplier": 0.29},
+        {"noise_multiplier": 1e-300},
+        {"noise_multiplier": 1001.0},
+        {"noise_multiplier": 1e300},
+        {"noise_multiplier": math.nan},
         {"epsilon": 0.01},
         {"epsilon": 2.0, "delta": 0.0},
         {"epsilon": 2.0, "delta": 1.0},

@@ -8,7 +8,7 @@ from client.ledger import LEDGER, Budget, Spending, epsilon_of, spend
 from client.policy import Policy
 from client.site_file import SIGN_KEY, HubAddress, SiteFile, site_toml
 from common.accounting import NoisySteps, cost_of
-from common.errors import ControlError, StoreError
+from common.errors import ControlError, StoreError, UsageError
 from common.signing import make_signing_key
 from common.sources import Source
 from tests.deploy.test_cli import refused
@@ -90,6 +90,12 @@ def test_another_delta_gives_another_epsilon(fedct, site):
     ]
     assert at[0]["epsilon"] > at[1]["epsilon"]
     assert at[1]["delta"] == 1e-4
+
+
+@pytest.mark.parametrize("delta", ["nan", "inf", "0", "1e-16", "0.6"])
+def test_a_delta_that_is_no_chance_is_refused(fedct, site, delta):
+    said = fedct("client", "ledger", site, "--delta", delta)
+    refused(said, UsageError, "expected 1e-15 to 0.5")
 
 
 def test_an_altered_ledger_exits_with_its_number(fedct, site):
