@@ -32,7 +32,6 @@ from deploy.dp_audit import audit_dp
 from deploy.finished_run import read_finished
 from deploy.inversion_audit import MOST_SITES, Way, audit_inversion
 from deploy.run_folder import final_model
-from deploy.told_cost import range_of, told_by
 from server.federation import first_model
 from server.privacy_record import (
     DpRecord,
@@ -43,6 +42,7 @@ from server.privacy_record import (
     SiteShare,
 )
 from server.record import ArmRecord, RoundRecord, SiteRound
+from server.told_cost import range_of, told_by
 
 PRIVACY_FILE = "privacy.json"
 MOST_CASES = 200

@@ -8,6 +8,7 @@ from common.plan import Plan
 from server.record import ArmRecord, RunRecord
 from server.report_arms import arm_of
 from server.report_plan import plan_of
+from server.told_cost import told_by
 
 _CLEAR = (
     "Each hospital's weight update travelled in the clear to the server. An update "
@@ -73,10 +74,9 @@ def _who_sees(arm: ArmRecord, plan: Plan | None) -> str:
 def _dp(arm: ArmRecord, plan: Plan | None) -> str:
     if plan is None or plan.privacy.dp is None:
         return _NO_DP
-    told: dict[str, float] = {}
-    for row in (row for r in arm.rounds for row in r.sites):
-        known = [e for e in (row.epsilon_pld, row.epsilon_prv) if e is not None]
-        told[row.site] = max([told.get(row.site, 0.0), *known])
-    if not told or not all(told.values()):
+    rows = [row for r in arm.rounds for row in r.sites]
+    told = [told_by(rows, site) for site in sorted({row.site for row in rows})]
+    known = [max(pair) for pair in told if not isinstance(pair, str)]
+    if not known or len(known) < len(told):
         return _DP_UNTOLD
-    return _DP.format(epsilon=max(told.values()), delta=plan.privacy.dp.delta)
+    return _DP.format(epsilon=max(known), delta=plan.privacy.dp.delta)

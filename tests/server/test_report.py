@@ -666,6 +666,11 @@ def test_the_page_says_what_dp_cost_only_if_every_hospital_told(record):
 
     assert f"epsilon {0.1 + len(rows):.1f} at delta 1e-05" in told(rows)
     assert "not every hospital told" in told([*rows[:-1], first.sites[-1]])
+    silent = first.sites[-1].model_copy(update={"outcome": "accepted"})
+    for nonsense in (None, -1.0, math.nan, 0.1):  # of a second update
+        both = {"epsilon_pld": nonsense, "epsilon_prv": nonsense}
+        again = silent.model_copy(update=both)
+        assert "not every hospital told" in told([*rows, again])
 
 
 TOLD_IN_TENS = {"north": 4, "east": 2, "south": 1, "west-children": 17}

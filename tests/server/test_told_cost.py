@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.told_cost import range_of, told_by
 from server.record import SiteRound
+from server.told_cost import range_of, told_by
 
 COSTS = st.floats(0.0, 1e6)
 
