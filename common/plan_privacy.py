@@ -82,9 +82,9 @@ def privacy_disagreements(
         federation: `[federation]`.
         sites: Of the rehearsal, if the plan has one.
     """
+    said = _shut_gates(privacy, federation, sites)
     if privacy.secure_aggregation != "on":
-        return []
-    said = []
+        return said
     if why := _needs_each_update(federation):
         said.append(
             f"privacy.secure_aggregation 'on' does not fit {why}; choose one of the two"
@@ -99,6 +99,35 @@ def privacy_disagreements(
         said.append(
             f"privacy.colluders {privacy.colluders} is too many among {sites} sites; "
             "no sum could ever be opened"
+        )
+    return said
+
+
+def _shut_gates(
+    privacy: Privacy, federation: Federation, sites: int | None
+) -> list[str]:
+    """What `[privacy.release]` asks for that no run by the plan could give."""
+    gate = privacy.release
+    if gate is None:
+        return []
+    said = []
+    if gate.under_masks and not is_masked(privacy, federation, sites or AUTO_SITES):
+        said.append(
+            "privacy.release.under_masks asks for masks, which the plan does without; "
+            "set privacy.secure_aggregation = 'on', or no model could be handed out"
+        )
+    if gate.max_epsilon is None:
+        return said
+    if privacy.dp is None:
+        said.append(
+            "privacy.release.max_epsilon asks for an epsilon, which only [privacy.dp] "
+            "gives; add it, or no model could be handed out"
+        )
+    elif privacy.dp.epsilon is not None and privacy.dp.epsilon > gate.max_epsilon:
+        said.append(
+            f"privacy.release.max_epsilon {gate.max_epsilon:g} is below what a run may "
+            f"cost, privacy.dp.epsilon {privacy.dp.epsilon:g}; no model could be "
+            "handed out"
         )
     return said
 
