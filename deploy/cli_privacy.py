@@ -41,6 +41,7 @@ def audit(
     """
     from deploy.privacy_audit import audit_run
 
+    typer.echo("canaries, membership and gradient inversion: minutes", err=True)
     record = audit_run(run, device)
     if output_format is Format.JSON:
         typer.echo(record.model_dump_json(indent=1))
@@ -67,15 +68,22 @@ def lines_of(record: "PrivacyRecord") -> list[str]:
             f"claimed; with a tenth of the noise {one.bound_with_bug:.2f} "
             f"({one.canaries} canaries)"
         )
+        if one.bound_with_bug < one.claimed:
+            lines.append(f"{'':22}which proves nothing, as it is below the claim")
     lines += _membership(record.membership)
     lines += _inversion(record.inversion)
     lines += [
         f"site {site.site:<16} share {site.share}, epsilon {site.epsilon}"
         for site in record.shares
     ]
-    refused = "; ".join(record.refused)
-    lines.append(f"gate of release       {f'closed: {refused}' if refused else 'open'}")
+    lines.append(f"gate of release       {_gate(record)}")
     return lines
+
+
+def _gate(record: "PrivacyRecord") -> str:
+    if record.refused:
+        return f"closed: {'; '.join(record.refused)}"
+    return "open" if record.gated else "none in the plan"
 
 
 def _membership(got: "MembershipRecord | None") -> list[str]:
@@ -111,9 +119,21 @@ def _inversion(got: "InversionRecord | None") -> list[str]:
     return [
         f"gradient inversion    {control}: the attack works",
         f"{'':22}on what the hub got ({way}):",
-        f"{'':22}{figures}, {got.steps} steps or more",
+        f"{'':22}{figures}, {_length(got)}",
         f"{'':22}an attack that fails is no guarantee",
     ]
+
+
+def _length(got: "InversionRecord") -> str:
+    """How long the attacks went on."""
+    from server.privacy_record import FULL_STEPS
+
+    if got.was_cut:
+        return (
+            f"cut off after {got.steps} of {FULL_STEPS} steps, as time was up: more "
+            "time gets more"
+        )
+    return f"{got.steps} steps"
 
 
 def _rule(record: "PrivacyRecord") -> str:

@@ -34,11 +34,11 @@ from deploy.inversion import (
     invert_by_direction,
     likeness,
 )
-from server.privacy_record import InversionRecord
+from server.privacy_record import FULL_STEPS, InversionRecord
 
 SIDE = 32
 """Pixels a side of the control's pictures."""
-STEPS = 400
+STEPS = FULL_STEPS
 """Of each attack."""
 LIMIT_S = 5.0
 """Seconds after which an attack that is no control takes no more steps."""

@@ -125,6 +125,7 @@ def record_of(
             )
             for site in sites
         ],
+        gated=plan.privacy.release is not None,
         refused=[],
     )
     release = plan.privacy.release

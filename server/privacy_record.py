@@ -59,6 +59,8 @@ class MembershipRecord(Record):
 
 WORKS = 0.9
 """Likeness that a control must reach, for its attack to say anything."""
+FULL_STEPS = 400
+"""Of an attack whose time was enough."""
 
 
 class InversionRecord(Record):
@@ -79,12 +81,17 @@ class InversionRecord(Record):
     network: float
     """The plan's own network, by what the hub got in this run."""
     steps: int
-    """Fewest steps that an attack took; below 400 its time was up."""
+    """Fewest steps that an attack took; below `FULL_STEPS` its time was up."""
     sites: int
     """Whose pictures lie in the sum attacked, one of each, eight at the most; 1: one
     site's by itself, in the clear."""
     noise_multiplier: float | None
     """Noise of DP, in clip norms; unset: no DP."""
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether an attack's time was up before it was done."""
+        return self.steps < FULL_STEPS
 
     @property
     def works(self) -> bool:
@@ -128,5 +135,7 @@ class PrivacyRecord(Record):
     """Unset: not measured."""
     shares: list[SiteShare]
     """In order of name."""
+    gated: bool = False
+    """Whether the plan has a gate, `[privacy.release]`."""
     refused: list[str]
-    """What of `[privacy.release]` the model fails; empty: it may be handed out."""
+    """What of the gate the model fails; empty: it may be handed out."""

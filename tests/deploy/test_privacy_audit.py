@@ -176,7 +176,7 @@ def test_an_audit_says_what_was_on_and_measures_the_rest(
         assert site.epsilon == "not told"
     text = fedct("privacy", "audit", folder)
     assert "patient-level DP      off" in text.out
-    assert "gate of release       open" in text.out
+    assert "gate of release       none in the plan" in text.out
     assert told.inversion is not None
     assert (told.inversion.sites, told.inversion.defended) == (1, None)
     assert "the attack failed, proves nothing" in text.out
@@ -254,7 +254,9 @@ def test_inversion_is_told_with_its_control_and_is_no_guarantee():
     text = "\n".join(lines_of(record(inversion=got)))
     assert "SSIM 0.98 on its control (chance: 0.07): the attack works" in text
     assert "on what the hub got (a sum of 5 sites):" in text
-    assert "control's network 0.29, the plan's network 0.10, 155 steps" in text
+    assert "control's network 0.29, the plan's network 0.10, cut off after 155" in text
+    whole = got.model_copy(update={"steps": 400})
+    assert "0.10, 400 steps\n" in "\n".join(lines_of(record(inversion=whole)))
     assert "an attack that fails is no guarantee" in text
     failed = got.model_copy(update={"control": 0.89})
     text = "\n".join(lines_of(record(inversion=failed)))
