@@ -32,12 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from client.last_line import read_both, read_last, what_is_cut, write_last
 from client.private_files import FILE_MODE, sync_folder
@@ -177,6 +172,25 @@ def record_left(folder: Path, left: Left, key: Ed25519PrivateKey) -> Line:
     return line
 
 
+def check_log(folder: Path) -> None:
+    """See that what is begun can be written down; all lines as in `record_left`.
+
+    Raises:
+        StoreError: A line was altered, or can't be read. `code` is "audit".
+        JoinError: The site's key can't be read.
+    """
+    path = folder / AUDIT
+    try:
+        if not path.exists():
+            return _refuse(_broken(Log((), None), read_last(folder / HEAD)))
+        key = read_signing_key(folder / SIGN_KEY).public_key()
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            _ends[path] = _end_of(path, file.fileno(), key)
+    except OSError as error:
+        raise _unreadable(AUDIT, error) from error
+
+
 def read_log(path: Path, key: Ed25519PublicKey) -> Log:
     """Every line, and whether the chain holds. A line being written now is left out.
 
@@ -229,10 +243,8 @@ def read_audit(folder: Path) -> Log:
 
 
 def _unreadable(name: str, error: OSError) -> StoreError:
-    return StoreError(
-        f"{name} can't be read ({error.strerror}), expected a file that this user may "
-        "read"
-    )
+    why, wanted = error.strerror, "expected a file that this user may read"
+    return StoreError(f"{name} can't be read ({why}), {wanted}", code="audit")
 
 
 def missing(log: Log, marks: Sequence[Mark]) -> str | None:
@@ -265,15 +277,18 @@ def _end_of(path: Path, descriptor: int, key: Ed25519PublicKey) -> _End:
         return end
     content, last = path.read_bytes(), read_last(path.parent / HEAD)
     log = _checked(content, key)
-    if broken := _broken(log, last):
-        raise StoreError(
-            f"site found an {AUDIT} that was altered: {broken}, expected what it "
-            f"wrote; keep it, find out who changed it, and move it and {HEAD} away to "
-            "go on",
-            code="audit",
-        )
+    _refuse(_broken(log, last))
     torn = len(content) - (content.rfind(b"\n") + 1)
     return _End(stamp, log.lines[-1] if log.lines else None, torn)
+
+
+def _refuse(broken: str | None) -> None:
+    if broken is not None:
+        raise StoreError(
+            f"site found an {AUDIT} that was altered: {broken}, expected its own; "
+            f"keep it, find out who changed it, and move it and {HEAD} away to go on",
+            code="audit",
+        )
 
 
 def _broken(log: Log, last: Mark | None) -> str | None:

@@ -3,8 +3,10 @@
 A memory of what was spent that the ledger does not hold itself: every such round must
 be in the ledger (`client.ledger`), or the ledger is not the last one.
 
-Not covered here: whether the audit log is whole, which is checked before anything
-leaves (`client.audit`); and a rehearsal, which keeps none.
+An audit log that was altered is no memory, so nothing is paid for until somebody has
+looked.
+
+Not covered here: a rehearsal, which keeps no audit log.
 """
 
 from functools import lru_cache
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from client.audit import AUDIT, Line
+from client.audit import AUDIT, Line, check_log
 from client.desk import plan_of
 from common.errors import FedctError, StoreError
 
@@ -24,8 +26,10 @@ def private_rounds(folder: Path) -> frozenset[tuple[str, int]]:
     """Run and round of each update that left under a plan with `[privacy.dp]`.
 
     Raises:
-        StoreError: The audit log can't be read. `code` is "audit".
+        StoreError: The audit log was altered or can't be read. `code` is "audit".
+        JoinError: The site's key can't be read.
     """
+    check_log(folder)
     return frozenset(
         (line.run, line.round)
         for line in _updates_left(folder / AUDIT)

@@ -9,10 +9,12 @@ import threading
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import client.audit
 from client.audit import (
     AUDIT,
     FIRST,
     HEAD,
+    check_log,
     missing,
     read_audit,
     record_left,
@@ -236,6 +238,37 @@ def test_lines_cut_off_both_files_are_missed_by_who_has_seen_them(log):
     anew = read_audit(log)
     assert anew.broken is None
     assert missing(anew, marks) == "line 4 is not the one that the hub has seen"
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_log_is_checked_before_anything_is_begun(log, known):
+    """Whether or not this process has looked at it before."""
+    whole, head = (log / AUDIT).read_bytes(), (log / HEAD).read_bytes()
+    if known:
+        check_log(log)
+    for harm, said in (
+        (lambda: (log / AUDIT).write_bytes(whole[:-5]), "it ends with line 4"),
+        (lambda: (log / AUDIT).write_bytes(whole.replace(b"run-1", b"run-2")), "line"),
+        ((log / AUDIT).unlink, "it ends with line 0, and had 5"),
+        ((log / HEAD).unlink, "audit.head is missing"),
+    ):
+        harm()
+        if not known:
+            client.audit._ends.clear()
+        with pytest.raises(StoreError, match=f"altered: {said}") as refused:
+            check_log(log)
+        assert refused.value.code == "audit"
+        (log / AUDIT).write_bytes(whole)
+        (log / HEAD).write_bytes(head)
+    before = (log / AUDIT).stat().st_mtime_ns
+    check_log(log)
+    assert (log / AUDIT).stat().st_mtime_ns == before
+    assert record_left(log, left(6), KEY).number == 6
+
+
+def test_a_site_without_a_log_may_begin(tmp_path):
+    check_log(tmp_path)
+    assert not (tmp_path / AUDIT).exists()
 
 
 @pytest.mark.parametrize("line", [1, 3, 5])

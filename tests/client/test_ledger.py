@@ -230,6 +230,23 @@ def test_both_files_from_an_old_backup_or_gone_show_by_the_audit_log(tmp_path, k
     assert len(read_ledger(tmp_path)) == kept
 
 
+def test_nothing_is_paid_behind_an_audit_log_that_was_altered(written):
+    """Its answer could never leave; the patients would have paid for nothing."""
+    key = read_signing_key(written / SIGN_KEY)
+    for number in (1, 2):
+        record_left(written, left(number), key)
+    audit = written / AUDIT
+    whole = audit.read_bytes()
+    for harmed in (whole[:-5], whole.replace(b'"code":0', b'"code":1', 1), b""):
+        audit.write_bytes(harmed)
+        with pytest.raises(StoreError) as refused:
+            spend(written, spending(4), Budget())
+        assert refused.value.code == "audit"
+    audit.write_bytes(whole)
+    assert len(read_ledger(written)) == 3
+    assert len(spend(written, spending(4), Budget())) == 4
+
+
 @pytest.mark.parametrize("number", [0, -1, 4])
 def test_a_head_that_names_no_line_is_refused(written, number):
     for path, content in (
