@@ -220,6 +220,24 @@ def test_a_site_killed_about_its_first_line_goes_on(tmp_path, whole):
     assert [line.round for line in found.lines] == [1, 2][not whole :]
 
 
+def test_a_mark_that_the_disk_kept_back_from_the_first_line_is_no_harm(
+    tmp_path, monkeypatch
+):
+    honest = client.audit.write_last
+
+    def fail(path, mark):
+        if mark.number == 1:
+            raise OSError(28, "no space left")
+        honest(path, mark)
+
+    monkeypatch.setattr(client.audit, "write_last", fail)
+    with pytest.raises(StoreError, match="nothing was sent"):
+        record_left(tmp_path, left(1), KEY)
+    monkeypatch.undo()
+    assert read_audit(tmp_path).broken is None
+    assert record_left(tmp_path, left(2), KEY).number == 2
+
+
 def test_lines_cut_off_both_files_are_missed_by_who_has_seen_them(log):
     whole = read_audit(log)
     marks = [Mark(line.number, line.hash) for line in whole.lines]

@@ -194,6 +194,25 @@ def test_a_site_killed_before_its_first_line_goes_on(tmp_path):
         assert len(spend(tmp_path, spending(2), Budget())) == before + 1
 
 
+def test_a_mark_that_the_disk_kept_back_from_the_first_line_is_no_harm(
+    tmp_path, monkeypatch
+):
+    """As if killed between line 1 and its mark; the line is paid, and maybe drawn."""
+    honest = client.ledger.write_last
+
+    def fail(path, mark):
+        if mark.number == 1:
+            raise OSError(28, "no space left")
+        honest(path, mark)
+
+    monkeypatch.setattr(client.ledger, "write_last", fail)
+    with pytest.raises(StoreError):
+        spend(tmp_path, spending(1), Budget())
+    monkeypatch.undo()
+    assert len(read_ledger(tmp_path)) == 1
+    assert len(spend(tmp_path, spending(2), Budget())) == 2
+
+
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_both_files_from_an_old_backup_or_gone_show_by_the_audit_log(tmp_path, kept):
     """What left by a private plan is in the ledger, or the ledger is not the last."""
