@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32
 from torch import nn
 
-from client.dp_train import PatientSampler, train_privately
+from client.dp_train import Grid, PatientSampler, train_privately
 from client.ledger import (
     Budget,
     Line,
@@ -87,7 +87,10 @@ def epoch_length(plan: Plan, cases: Sequence[CaseRecord]) -> int:
 
 
 def terms_of(
-    plan: Plan, patients: tuple[tuple[int, ...], ...], steps: int
+    plan: Plan,
+    patients: tuple[tuple[int, ...], ...],
+    steps: int,
+    parameters: int,
 ) -> Terms | None:
     """How a site with these patients trains by a plan; none if it is not private.
 
@@ -95,9 +98,11 @@ def terms_of(
         plan: The plan.
         patients: As `patients_of` gives them; nobody at a site that only judges.
         steps: Steps of a round.
+        parameters: Of the network.
 
     Raises:
-        PlanError: So many patients need a smaller delta, or no noise keeps epsilon.
+        PlanError: So many patients need a smaller delta or a smaller network, or no
+            noise keeps epsilon.
     """
     dp = plan.privacy.dp
     if dp is None or not patients:
@@ -108,6 +113,7 @@ def terms_of(
             f"{len(patients)} training patients, expected less than one over their "
             "number; choose a smaller one"
         )
+    Grid.of(dp.clip_norm, parameters, len(patients))  # or there is none that fits
     rate = min(1.0, plan.training.batch_size / len(patients))
     rounds = plan.federation.rounds
     multiplier = dp.noise_multiplier
@@ -126,8 +132,9 @@ def check_run(folder: Path, run: str, terms: Terms) -> None:
     """
     known = read_ledger(folder)
     done = {line.round for line in known if line.run == run}
-    left = [n for n in range(1, terms.rounds + 1) if n not in done]
-    check_affordable(known, [terms.spending(run, n) for n in left], budget_of(folder))
+    left = terms.rounds - len([n for n in done if n <= terms.rounds])
+    rest = terms.spending(run, 1).model_copy(update={"steps": left * terms.steps})
+    check_affordable(known, [rest] if left > 0 else [], budget_of(folder))
 
 
 def pay(folder: Path, order: TrainOrder, terms: Terms) -> Cost:

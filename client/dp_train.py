@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from client.patches import PatchSampler
 from client.secret_random import PIECE, SecretStream
 from client.train import Correction, Progress, Trained, correct, rate_at, to_device
-from common.errors import TrainingError
+from common.errors import PlanError, TrainingError
 from common.inference import autocast
 from common.plan import Plan
 from common.task import Batch, Task
@@ -100,11 +100,20 @@ class Grid:
         """The finest grid on which the sum over all patients fits in 31 bits.
 
         Rounding moves a vector of P numbers by half a unit times the root of P.
+
+        Raises:
+            PlanError: That is more than half of the clip.
         """
         bits = min(_MOST_BITS, _SUM_BITS - math.ceil(math.log2(max(patients, 2))))
         unit = clip_norm / 2.0**bits
         moved = 0.5 * math.sqrt(parameters) * unit
-        return cls(unit, clip_norm * (1.0 - _ROUNDING) - moved)
+        clip = clip_norm * (1.0 - _ROUNDING) - moved
+        if clip < 0.5 * clip_norm:
+            raise PlanError(
+                f"a private step got {patients} patients and {parameters} parameters, "
+                "expected few enough for sums in 31 bits; train a smaller model"
+            )
+        return cls(unit, clip)
 
 
 def train_privately(

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.activity import Doing, work_of
 from client.attempts import attempt
-from client.audit import Kind, Left, record_left
+from client.audit import Kind, Left, check_log, record_left
 from client.desk import (
     check_approved,
     check_sites,
@@ -127,12 +127,14 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         PolicyError: The plan is not approved, the policy refuses it, or the site is
             paused; `code` names the rule.
         SupervisorError: The service died in this order too often.
+        StoreError: The audit log was altered; `code` is "audit".
     """
     if not is_hospital(folder):
         path = folder / PLAN_FILE
         yield _laid_plan(path, path.stat().st_mtime_ns if path.exists() else 0), tell
         return
     policy = read_site_file(folder).policy
+    check_log(folder)  # what could not be written down is not begun
     if isinstance(order, Hello):
         forget_old_states(folder, time.time())
         queue_plan(folder, order.plan_toml, order.run, policy, order.sites)

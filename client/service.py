@@ -120,7 +120,8 @@ class SiteService:
         # A pooled site (rehearsals only) takes its members' steps, one after another.
         counts = [epoch_length(plan, c.data.train) for c in cases]
         self._steps = sum(steps_per_round(plan.training, count) for count in counts)
-        self._terms = terms_of(plan, patients_of(self._train), self._steps)
+        patients = patients_of(self._train)
+        self._terms = terms_of(plan, patients, self._steps, self._layout.size)
 
     def hello(self, order: Hello) -> Roster:
         """Introduce the site, after checking that both sides mean one model."""

@@ -94,7 +94,10 @@ class Patients:
             c for c, m in zip(self._cases, member, strict=True) if m
         ]
         self._service._terms = terms_of(
-            self._plan, patients_of(self._service._train), self._service._steps
+            self._plan,
+            patients_of(self._service._train),
+            self._service._steps,
+            self._sites.first.size,
         )
         first = self._sites.first
         model = first + self._sites.train("site-1", first, number + 1)

@@ -9,7 +9,9 @@
 patient, by the same epochs and batch size (of patients, with DP); no baselines.
 `masks` is what secure aggregation costs: Dice with masks of 32 and 16 bits, and none.
 Beside it stands the same plan without masks by another library's convolutions, which
-sum in another order: what no one would call a difference in the method.
+sum in another order: what no one would call a difference in the method. With
+`--further N` all arms go on for N rounds from one and the same state, that of the run
+without masks at the end of `--rounds`, so that they hardly drift apart by chance.
 
 Each seed is a run of its own in `OUT/<arm>-<seed>`, begun or gone on with; finished
 ones are only read, so seeds can be run side by side. The seed decides the split by
@@ -17,16 +19,22 @@ patient, the first weights and every draw. DATA holds `lidc_nodules/lidc_nodules
 """
 
 import argparse
+import shutil
+import sqlite3
 import statistics
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from client.mask_memory import save_carried
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
 from deploy.progress import show_progress
 from deploy.simulate import simulate
+from server.federation import first_model
 from server.record import ArmRecord, RunRecord
 
 PLANS = Path(__file__).resolve().parents[2] / "deploy" / "plans"
@@ -41,6 +49,7 @@ def main() -> int:
     parser.add_argument("exam", choices=[*sorted(MONITOR), "dp", "masks"])
     parser.add_argument("--epsilons", default="none,8,2", help="of `dp`")
     parser.add_argument("--rounds", type=int, help="of dp, masks; else the plan's")
+    parser.add_argument("--further", type=int, help="of masks; see above")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -139,7 +148,14 @@ def _run(
     privacy: dict[str, object],
 ) -> RunRecord:
     """The nodules plan with another `[privacy]`, run or read."""
-    name += f"-{chosen.rounds}" if chosen.rounds is not None else ""
+    further = chosen.further if chosen.exam == "masks" else None
+    start = None
+    if further is not None:
+        before = argparse.Namespace(**{**vars(chosen), "further": None})
+        start = _start_of(before, seed)
+        name += f"-{chosen.rounds}+{further}"
+    elif chosen.rounds is not None:
+        name += f"-{chosen.rounds}"
     out = chosen.out / f"{name}-{seed}"
     report = out / "report.json"
     if report.exists():
@@ -149,10 +165,12 @@ def _run(
     )
     content["privacy"] = {"secure_aggregation": "off", **privacy}
     if chosen.rounds is not None:
-        content["federation"]["rounds"] = chosen.rounds
+        content["federation"]["rounds"] = chosen.rounds + (further or 0)
     plan = chosen.out / f"{name}.toml"
     plan.parent.mkdir(parents=True, exist_ok=True)
     plan.write_text(plan_toml(Plan.model_validate(content)))
+    if start is not None and not out.exists():
+        _branch(start, out, plan, seed)
     return simulate(
         plan,
         out,
@@ -161,6 +179,38 @@ def _run(
         data_root=chosen.data_root,
         threads=chosen.threads,
     )
+
+
+def _start_of(chosen: argparse.Namespace, seed: int) -> Path:
+    """The finished run without masks from whose state all arms go on."""
+    native = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
+    _run(chosen, "plain", seed, {})
+    torch.backends.mkldnn.enabled = native
+    return Path(chosen.out) / f"plain-{chosen.rounds}-{seed}"
+
+
+def _branch(start: Path, out: Path, plan: Path, seed: int) -> None:
+    """Copy a finished run as the beginning of a longer one by another plan."""
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(start, partial)
+    loaded = load_plan(plan)
+    about = loaded.plan.model_copy(update={"seed": seed})
+    seeded = loaded.model_copy(update={"plan": about})
+    (partial / "plan.toml").write_text(plan_toml(seeded))
+    for name in ("arm.json", "report.json", "report.html", "final.safetensors"):
+        (partial / name).unlink()
+    shutil.rmtree(partial / "model")
+    run = f"{seeded.digest[:16]}-federated"
+    nothing = np.zeros(first_model(seeded)[1].size, np.float32)
+    for before in partial.glob("sites/*/state/*-federated"):
+        states = before.rename(before.with_name(run))
+        save_carried(states, int(start.name.split("-")[1]), nothing, 0)
+    with closing(sqlite3.connect(partial / "journal.sqlite")) as journal, journal:
+        for key, value in (("plan", seeded.digest), ("run", run)):
+            journal.execute("UPDATE run SET value = ? WHERE key = ?", (value, key))
+    partial.rename(out)
 
 
 def _print(records: dict[int, RunRecord], metric: str) -> None:

@@ -14,7 +14,7 @@ from client.dp_train import norm_of as flat_norm
 from client.patches import PatchSampler
 from client.secret_random import SecretStream
 from client.train import Correction
-from common.errors import TrainingError
+from common.errors import PlanError, TrainingError
 from common.networks import build_network
 from common.task import Batch
 from common.tasks.catalog import task_of
@@ -162,6 +162,12 @@ def test_any_vector_at_all_adds_at_most_the_clip(numbers, clip, patients):
     assert units * grid.unit <= clip
     # So many patients at their worst, all in one number, still fit.
     assert int(total.abs().max()) * patients < 2**31
+
+
+def test_a_sum_too_long_for_its_clip_is_refused():
+    assert Grid.of(1.0, 10_000_000, 100_000).clip > 0.5
+    with pytest.raises(PlanError, match="smaller model"):
+        Grid.of(1.0, 100_000_000, 1_000_000)
 
 
 def test_sums_are_the_same_in_any_order():

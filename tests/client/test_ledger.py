@@ -555,13 +555,13 @@ def test_a_plan_without_dp_keeps_no_ledger(make_service, tmp_path):
 
 def test_terms_follow_from_plan_and_patients():
     patients = tuple((n,) for n in range(100))
-    terms = terms_of(private(), patients, 3)
+    terms = terms_of(private(), patients, 3, 100)
     assert (terms.rate, terms.noise_multiplier) == (0.02, 1.0)
-    assert terms_of(private(), patients[:1], 3).rate == 1.0  # fewer than a batch
-    assert terms_of(slices(), patients, 3) is None
-    assert terms_of(private(), (), 3) is None
+    assert terms_of(private(), patients[:1], 3, 100).rate == 1.0  # fewer than a batch
+    assert terms_of(slices(), patients, 3, 100) is None
+    assert terms_of(private(), (), 3, 100) is None
     with pytest.raises(PlanError, match="1000 training patients"):
-        terms_of(private(), tuple((n,) for n in range(1000)), 3)
+        terms_of(private(), tuple((n,) for n in range(1000)), 3, 100)
 
 
 def test_noise_for_a_wanted_epsilon_grows_as_a_hospital_shrinks():
@@ -569,7 +569,7 @@ def test_noise_for_a_wanted_epsilon_grows_as_a_hospital_shrinks():
     noise = []
     for count in (40, 400):
         patients = tuple((n,) for n in range(count))
-        terms = terms_of(plan, patients, 3)
+        terms = terms_of(plan, patients, 3, 100)
         taken = NoisySteps(terms.rate, terms.noise_multiplier, 3 * terms.rounds)
         assert 1.8 < cost_of([taken], 1e-5).epsilon <= 2.0
         noise.append(terms.noise_multiplier)

@@ -466,6 +466,17 @@ def test_a_run_is_by_the_plan_that_began_it(hospital):
     assert not ask(site, order(PLAN, 2, 1)).has_error()
 
 
+def test_behind_an_audit_log_that_was_altered_no_work_is_begun(hospital, monkeypatch):
+    site = hospital(AUTO)
+    assert not ask(site, hello()).has_error()
+    trained: list[object] = []
+    monkeypatch.setattr(SiteService, "train", lambda *given: trained.append(given))
+    path = site / "audit.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert number(site, order(PLAN, 1, 0)) == 102303
+    assert not trained
+
+
 def test_what_was_trained_for_and_refused_is_answered_for_no_other_model(hospital):
     """A refusal by the norm of an update tells something of it, too."""
     site = hospital(AUTO.model_copy(update={"max_update_norm": 1e-6}))

@@ -54,3 +54,22 @@ def test_strengths_that_promise_nothing_are_refused(dp):
     content["privacy"]["dp"] = dp
     with pytest.raises(ValidationError):
         Plan.model_validate(content)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "said"),
+    [
+        ({"release": {"under_masks": True}}, "under_masks asks for masks"),
+        ({"release": {"max_epsilon": 8.0}}, r"only \[privacy.dp\] gives"),
+        (
+            {"release": {"max_epsilon": 2.0}, "dp": {"epsilon": 8.0}},
+            "below what a run may cost",
+        ),
+    ],
+)
+def test_a_gate_that_no_run_could_open_is_refused(privacy, said):
+    content = plan().model_dump(mode="json", exclude_none=True)
+    with pytest.raises(ValidationError, match=said):
+        Plan.model_validate({**content, "privacy": privacy})
+    opened = {"secure_aggregation": "on", "dp": {"epsilon": 2.0}}
+    Plan.model_validate({**content, "privacy": {**privacy, **opened}})
