@@ -39,8 +39,10 @@ class PatientPrivacy(Section):
 
     @model_validator(mode="after")
     def _has_one_strength(self) -> Self:
-        if (self.noise_multiplier is None) == (self.epsilon is None):
-            raise ValueError("expected either noise_multiplier or epsilon")
+        given = (self.noise_multiplier is not None) + (self.epsilon is not None)
+        if given != 1:
+            got = "neither" if given == 0 else "both"
+            raise ValueError(f"got {got} of noise_multiplier and epsilon, expected one")
         return self
 
 

@@ -24,9 +24,10 @@ def load_plan(path: Path) -> Plan:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8"
         raise PlanError(
-            f"plan {path.name!r} can't be read ({type(error).__name__}), expected a "
-            "TOML file in UTF-8; write one with `fedct plan new`"
+            f"plan {path.name!r} can't be read ({why}), expected a TOML file in UTF-8; "
+            "write one with `fedct plan new`"
         ) from error
     return parse_plan(text, path.name)
 

@@ -37,11 +37,15 @@ def read_finished(folder: Path) -> tuple[Plan, ArmRecord]:
         model = digest_of(final_model(folder))
         ran, entries = read_journal(folder / JOURNAL_FILE)
     except (FedctError, OSError, ValueError, LookupError) as error:
+        if not folder.is_dir():
+            raise RunError(
+                f"there is no folder {folder.name!r}, expected that of a finished run; "
+                "see `ls runs`, or `fedct server status` at a hub"
+            ) from error
         raise RunError(
-            f"folder {folder.name!r} holds no finished run ({type(error).__name__}), "
-            "expected one with its plan, journal, record and model; finish it with "
-            "--resume or `fedct server resume`, or put what is damaged back from a "
-            "backup"
+            f"folder {folder.name!r} holds no finished run, expected one with plan, "
+            "journal, record and model; finish it with --resume or `fedct server "
+            "resume`, or put what is damaged back from a backup"
         ) from error
     if plan.digest != ran.get("plan"):
         raise _other(folder, PLAN_FILE, plan.digest, ran.get("plan", "none"))

@@ -90,10 +90,10 @@ def no_journal(folder):
 CHANGES = {
     smaller_delta: "run 'run' has another plan.toml than it wrote",
     half_a_plan: "run 'run' has another plan.toml than it wrote",
-    unread_plan: "holds no finished run (PlanError)",
+    unread_plan: "holds no finished run",
     other_costs: "run 'run' has another arm.json than it wrote",
     all_void: "run 'run' has no round that counted in 2, expected one",
     other_round: "run 'run' has another final.safetensors than it wrote",
     other_round_and_record: "run 'run' has another arm.json than it wrote (a model of",
-    no_journal: "holds no finished run (RunError)",
+    no_journal: "holds no finished run",
 }
