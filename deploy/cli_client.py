@@ -131,7 +131,9 @@ def _show_plans(
     """Print plans: those that wait, or all, or the one of a digest."""
     from client import control_calls
     from client.desk_control import DeskControl
+    from client.site_file import read_site_file
 
+    read_site_file(site)  # no plan comes in while its settings are wrong
     known = _asked(lambda: control_calls.plans(site), DeskControl(site).plans)
     shown = [p for p in known if every or p.state == "waiting" or p.changed]
     described = _described(

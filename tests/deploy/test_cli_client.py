@@ -18,6 +18,7 @@ from client.preflight_row import Row
 from client.site_file import SIGN_KEY, HubAddress, SiteFile, site_toml
 from common.errors import (
     ControlError,
+    JoinError,
     PolicyError,
     StoreError,
     TransportError,
@@ -192,6 +193,15 @@ def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):
         {"key": "training.steps", "old": "3", "new": "5"},
         {"key": "federation.min_sites", "old": "2", "new": "3"},
     ]
+
+
+def test_wrong_settings_are_named_where_plans_are_asked_for(fedct, site):
+    text = (site / "client.toml").read_text()
+    (site / "client.toml").write_text(text.replace("counts = ", "count = "))
+    said = fedct("client", "approve", site)
+    assert said.code == JoinError.exit_code
+    assert "policy.count" in said.err
+    assert "line " in said.err
 
 
 def test_sites_of_a_plan_with_masks_are_shown_and_confirmed(fedct, site):
