@@ -93,6 +93,7 @@ class Lab:
 
     def masked(self, name, sealed, number=1, model=MODEL) -> np.ndarray:
         """What a site hands in."""
+        model = np.resize(model, self.size)
         digest = digest_of(model)
         mine = {s: sealed[s][name] for s in self.names if s != name}
         order = TrainOrder(
