@@ -47,10 +47,7 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     f"it; {_LOG} and in `fedct client audit`",
     (23, 4): "site can't write its privacy ledger, or found it altered, so nothing is "
     f"trained there; {_LOG} and in `fedct client ledger`",
-    (
-        23,
-        5,
-    ): "site can't keep or read what it notes of rounds and of other sites' keys; "
+    (23, 5): "site can't keep or read what it notes of rounds and sites; "
     "is its disk full, or a file damaged?",
     (23, 6): "site can't keep or read what its engineer decided; is its disk full, or "
     "a file damaged?",
@@ -99,7 +96,8 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     f"{_LOG}",
     (53, 13): "site's plan was approved with other sites or keys than those of this "
     "run; its engineer looks at them with `fedct client approve`",
-    (53, 14): "site's policy allows fewer runs by one plan than it was asked for",
+    (53, 14): "site's policy allows fewer runs by one plan than it was asked for; "
+    "another plan.seed makes it another plan, to be approved anew",
     (54, 1): "site's service died several times in the middle of this order; is its "
     "machine out of memory?",
     (56, 1): "site speaks a later contract than the hub; update FedCT at the hub",

@@ -59,12 +59,18 @@ def enter(folder, plan):
     assert not isinstance(ask(folder, hello, "query"), int)
 
 
-def looks(folder, plan, times):
-    """Digests of the updates that a hub gets for round 1, asked from model on model."""
-    size, found = first_model(plan)[1].size, set()
+def models(plan, times):
+    """Models by chance, each with its generator."""
+    size = first_model(plan)[1].size
     for trial in range(times):
         rng = np.random.default_rng(trial)
-        model = rng.normal(scale=0.1, size=size).astype(np.float32)
+        yield rng.normal(scale=0.1, size=size).astype(np.float32), rng
+
+
+def looks(folder, plan, times):
+    """Digests of the updates that a hub gets for round 1, asked from model on model."""
+    found = set()
+    for model, _ in models(plan, times):
         order = TrainOrder("run", plan.digest, 1, 0, model, digest_of(model))
         said = ask(folder, order, "train")
         if not isinstance(said, int):
@@ -97,11 +103,9 @@ def test_a_round_gives_one_update_however_often_it_is_asked(
 
 def steered(folder, plan, times):
     """How often a vector that the hub sends along decides where an update goes."""
-    size, found = first_model(plan)[1].size, 0
-    for number in range(1, times + 1):
-        rng = np.random.default_rng(number)
-        model = rng.normal(scale=0.1, size=size).astype(np.float32)
-        push = rng.choice([-5e5, 5e5], size).astype(np.float32)
+    found = 0
+    for number, (model, rng) in enumerate(models(plan, times), start=1):
+        push = rng.choice([-5e5, 5e5], model.size).astype(np.float32)
         order = TrainOrder(
             f"run-{number}", plan.digest, 1, 0, model, digest_of(model), push
         )
@@ -133,10 +137,8 @@ def test_a_hub_can_not_steer_the_updates_beside_one(hospital, told, monkeypatch)
 
 def metrics(folder, plan, times):
     """Sums of metrics that a hub gets on the test patients, with model after model."""
-    size, found = first_model(plan)[1].size, []
-    for trial in range(times):
-        rng = np.random.default_rng(trial)
-        model = rng.normal(scale=0.1, size=size).astype(np.float32)
+    found = []
+    for model, _ in models(plan, times):
         order = JudgeOrder("run", plan.digest, 1, 0, "test", model, digest_of(model))
         said = ask(folder, order, "evaluate")
         if not isinstance(said, int):
