@@ -216,7 +216,8 @@ def budget_of(folder: Path) -> Budget:
 def answer_key(order: TrainOrder) -> str:
     """All that an answer depends on: only the same order gets it again."""
     control = "" if order.control is None else digest_of(order.control)
-    return f"{order.round}/{order.state_round}/{order.model_digest}/{control}"
+    memory = f"{order.state_round}/{order.lineage}"
+    return f"{order.round}/{memory}/{order.model_digest}/{control}"
 
 
 def packed(

@@ -92,21 +92,21 @@ def _groups(folder: Path, number: int) -> list[tuple[int, list[str]]]:
 
 
 def note_opening(
-    folder: Path, number: int, model: str, survivors: tuple[str, ...]
+    folder: Path, number: int, lineage: str, survivors: tuple[str, ...]
 ) -> None:
     """Write down which sum is opened, before a share leaves.
 
     Args:
         folder: The run's folder of states.
         number: The round.
-        model: `digest_of` the model that was trained from.
+        lineage: Of the memory after the round, and so of its model.
         survivors: Sites in the sum.
 
     Raises:
         ContributionError: Another sum of this round was opened before; `code` is
             "spent".
     """
-    text = json.dumps([model, sorted(survivors)])
+    text = json.dumps([lineage, sorted(survivors)])
     digest = hashlib.sha256(text.encode()).hexdigest()
     known = read_texts(folder / OPENED)
     if known.get(str(number), digest) != digest:

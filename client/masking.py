@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.lineage import lineage_of
 from client.mask_memory import (
     check_group,
     load_carried,
@@ -79,8 +80,8 @@ class _Round:
     keys: KeySet | None = None
     dealt: Mapping[str, bytes] = field(default_factory=dict)
     held: dict[str, Shares] = field(default_factory=dict)
-    model: str | None = None
-    """`digest_of` the model that was masked under; set with `answer`."""
+    lineage: str | None = None
+    """`lineage_of` the order that was masked under; set with `answer`."""
     answer: MaskedUpdate | None = None
     """Kept until the sum is opened: if the order comes again, so does the answer."""
     told: tuple[str, ...] | None = None
@@ -159,12 +160,12 @@ class SiteMasks:
         """The answer to this order if it was given before; else get ready for it.
 
         Raises:
-            ContributionError: The round was masked for another model, its keys are not
-                set up here, or a share does not open; `code` says which.
+            ContributionError: The round was masked for another model or memory, its
+                keys are not set up here, or a share does not open; `code` says which.
         """
         one = self._round(order.run, order.round)
-        if one.model is not None:
-            if one.answer is None or one.model != order.model_digest:
+        if one.lineage is not None:
+            if one.answer is None or one.lineage != lineage_of(order):
                 raise self._spent(order.round)
             return one.answer
         if one.keys is None or one.made is None:
@@ -183,7 +184,7 @@ class SiteMasks:
             plan: The plan.
         """
         one = self._round(order.run, order.round)
-        if one.model is not None:
+        if one.lineage is not None:
             raise self._spent(order.round)
         assert one.keys is not None
         assert one.made is not None
@@ -192,16 +193,18 @@ class SiteMasks:
         rounding = _rounding(plan, self._site, order.round)
         carried = None
         if plan.privacy.mask_bits == 16:
-            carried = load_carried(folder, order.state_round, update.delta.size)
+            since = order.state_round if order.lineage else 0
+            carried = load_carried(folder, since, update.delta.size)
         note_group(folder, order.round, one.keys.sites, one.terms.threshold)
         weight = masked_weight(plan.federation, update.cases)
         numbers = encode(one.terms, update.delta, weight, rounding, carried)
         if carried is not None:
             save_carried(folder, order.round, carried, order.state_round)
-        mask(one.keys, self._site, one.made, order.model_digest, numbers)
+        lineage = lineage_of(order)
+        mask(one.keys, self._site, one.made, lineage, numbers)
         next_terms = replace(one.terms, round=order.round + 1)
         after = self._begin(next_terms, one.colluders)
-        one.model, one.made = order.model_digest, None
+        one.lineage, one.made = lineage, None
         one.answer = MaskedUpdate(
             site=self._site,
             round=order.round,
@@ -230,7 +233,7 @@ class SiteMasks:
                 was told first, or not enough others were told the same.
         """
         one = self._round(order.run, order.round)
-        if one.keys is None or one.model is None:
+        if one.keys is None or one.lineage is None:
             raise self._unknown(order.round)
         told = tuple(sorted(order.survivors))
         check_survivors(one.keys, self._site, told, min_cohort)
@@ -243,7 +246,7 @@ class SiteMasks:
                 return Opening(self._site, order.round, agreement=word)
             check_agreement(one.keys, told, order.agreed)
         one.told = told
-        note_opening(states_of(self._folder, order.run), order.round, one.model, told)
+        note_opening(states_of(self._folder, order.run), order.round, one.lineage, told)
         one.answer = None  # a model's worth of memory
         sealed: Mapping[str, bytes] = {}
         if order.next_keys:

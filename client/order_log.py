@@ -145,4 +145,5 @@ def _digest(order: Question) -> str:
     asked = [order.plan_digest, order.state_round, order.model_digest]
     if isinstance(order, TrainOrder):
         asked.append(None if order.control is None else digest_of(order.control))
+        asked.append(order.lineage)
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

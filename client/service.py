@@ -31,6 +31,7 @@ from client.dp_site import (
     unpacked,
 )
 from client.intake.run import SiteData
+from client.lineage import lineage_of, of_lineage
 from client.order_log import check_unanswered
 from client.patches import PatchSampler
 from client.state import SiteState, load_state, save_state, states_of
@@ -59,13 +60,7 @@ from common.exchange import (
     Update,
 )
 from common.networks import build_network
-from common.parameters import (
-    Layout,
-    digest_of,
-    layout_of,
-    load_vector,
-    to_vector,
-)
+from common.parameters import Layout, digest_of, layout_of, load_vector, to_vector
 from common.plan import Plan
 from common.task import add_sums
 from common.tasks.catalog import task_of
@@ -152,7 +147,7 @@ class SiteService:
             return again
         if self._terms is not None:
             check_unanswered(self._folder, order)  # other noise would be another look
-        state = self._recall(order.run, order.state_round)
+        state = of_lineage(self._recall(order.run, order.state_round), order)
         self._memory = None  # the optimiser below shares tensors with `state`
         load_vector(self._network, self._layout, order.model)
         _load_local(self._network, state)
@@ -175,6 +170,7 @@ class SiteService:
             scaler=trained.scaler,
             control=control,
             answer={} if cost is None else packed(order, delta, control_delta, cost),
+            lineage=lineage_of(order),
         )
         save_state(
             states_of(self._folder, order.run), order.round, after, order.state_round

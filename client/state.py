@@ -53,6 +53,8 @@ class SiteState:
     """DP: what was answered, which costs nothing to say again (`client.dp_site`)."""
     carried: Tensor | None = None
     """Masks of 16 bits: what rounding has lost, float32 [P]."""
+    lineage: str = ""
+    """Masks: of the rounds and models that it stems from (`secagg.lineage`)."""
 
 
 def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from common.errors import VersionError
 
-CONTRACT: Final = 3
+CONTRACT: Final = 4
 """Raised with every change of `common.exchange`, `common.canonical`, `common.signing`,
 `common.wire`, `common.packing` or Flower's version that the other side would notice."""
 FEDCT: Final = version("fedct")

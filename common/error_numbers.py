@@ -50,6 +50,7 @@ CHECKS: Final[Mapping[tuple[int, str], int]] = {
     (40, "content"): 26,
     (40, "round"): 27,
     (40, "range"): 28,
+    (40, "lineage"): 29,
     (51, "order"): 1,
     (53, "approval"): 1,
     (53, "paused"): 2,

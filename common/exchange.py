@@ -111,6 +111,9 @@ class TrainOrder:
     sealed: Mapping[str, bytes] = field(default_factory=dict)
     """Sender to the share sealed for this site (`common.secagg`). Where there are any,
     the update leaves under masks; in the clear otherwise."""
+    lineage: str = ""
+    """Under masks: of the optimiser's memory at `state_round` (`secagg.lineage`), the
+    same at all sites of the round; empty: all begin with fresh optimisers."""
     nonce: str = field(default_factory=fresh_nonce)
     """Random, and new for every order."""
 

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 from common.errors import ContributionError
 from common.exchange import MaskedUpdate, Roster, TrainOrder, Update
 from common.plan import Plan
+from common.secagg.lineage import FRESH
 from server.aggregate import Aggregate, norm_of
 from server.asking import Reply, ask
 from server.error_sentences import numbered
@@ -42,6 +43,31 @@ class Folded:
     """One row per site that was asked."""
     control: Float32[np.ndarray, " P"] | None
     """SCAFFOLD: sum of the control changes over the number of sites."""
+    lineage: str = ""
+    """Under masks: `secagg.lineage.lineage_after` the round."""
+    began_anew: bool | None = None
+    """Under masks: whether the sites' optimisers began without memory."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a round goes on from, by the journal."""
+
+    since: Mapping[str, int]
+    """Site to its last round that counted, where its memory goes on from; 0: none."""
+    last_norm: float | None = None
+    """Median norm of the updates of the last round that counted; one far larger is
+    refused. Unset: there is none, they are held against the model."""
+    lineage: str = FRESH
+    """Under masks: after the last round that counted."""
+
+    @property
+    def in_last_sum(self) -> frozenset[str]:
+        """Sites whose updates counted in the last round that did; at first none."""
+        last = max(self.since.values(), default=0)
+        return frozenset(
+            s for s, number in self.since.items() if last and number == last
+        )
 
 
 def fold_round(
@@ -50,8 +76,7 @@ def fold_round(
     state: ServerState,
     digest: str,
     number: int,
-    since: Mapping[str, int],
-    last_norm: float | None = None,
+    past: Past,
 ) -> Folded:
     """Send the orders of a round and fold what comes back.
 
@@ -61,9 +86,7 @@ def fold_round(
         state: The server's state before the round.
         digest: `digest_of` its model, which the last round's record holds.
         number: The round.
-        since: Site to its last round that counted, where its memory goes on from.
-        last_norm: Median norm of the updates of the last round that counted; one far
-            larger is refused. Unset: there is none, they are held against the model.
+        past: What the sites go on from.
     """
     federation.let_in()
     orders = {
@@ -71,7 +94,7 @@ def fold_round(
             arm.run,
             arm.plan.digest,
             number,
-            since.get(site, 0),
+            past.since.get(site, 0),
             state.model,
             digest,
             state.control,
@@ -83,8 +106,8 @@ def fold_round(
         state.model.size,
         min_sites=arm.min_sites,
         folder=arm.folder,
-        usual_norm=last_norm or norm_of(state.model),
-        last_norm=last_norm,
+        usual_norm=past.last_norm or norm_of(state.model),
+        last_norm=past.last_norm,
         is_baseline=arm.name != FEDERATED,
     )
     control = None if state.control is None else np.zeros_like(state.control)

@@ -10,6 +10,9 @@ shares when they have seen that enough others were told the same.
 Memory is one accumulator and one reply, however many sites take part. Sums modulo 2^32
 do not depend on the order of their terms, so nor does the model.
 
+All optimisers of a round go on from the same rounds and models, or from none: where a
+site takes part that was not in the last sum, all begin anew (`common.secagg.lineage`).
+
 Not covered here: an update that is hostile but well-formed. Norms and values of one
 update are not to be seen any more; the site cuts off what is out of the plan's range.
 """
@@ -31,12 +34,13 @@ from common.exchange import (
 )
 from common.secagg.fixed_point import Masked, decode, length_of, type_of
 from common.secagg.keys import KeySet, key_set
+from common.secagg.lineage import FRESH, lineage_after
 from common.secagg.rounds import check_agreement, open_sum
 from common.secagg.terms import masked_weight
 from server.asking import Reply, ask
 from server.error_sentences import numbered
 from server.federation import Arm, Federation
-from server.folding import Folded, check_cost
+from server.folding import Folded, Past, check_cost
 from server.masked_setup import (
     LeftOut,
     SetUp,
@@ -76,6 +80,8 @@ class _Sum:
 
     keys: KeySet
     total: Masked
+    lineage: str
+    """After the round; its masks hang on it."""
     next_keys: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -98,9 +104,7 @@ class MaskedRounds:
         self._arm = arm
         self._ready: SetUp | None = None
 
-    def fold(
-        self, state: ServerState, digest: str, number: int, since: Mapping[str, int]
-    ) -> Folded:
+    def fold(self, state: ServerState, digest: str, number: int, past: Past) -> Folded:
         """Ask for masked updates and open their sum; see `folding.fold_round`."""
         self._federation.let_in()
         rows: dict[str, SiteRound] = {}
@@ -108,11 +112,13 @@ class MaskedRounds:
         if ready is not None and not self._fits(ready, number):
             ready = None
         try:
-            one = self._gathered(ready, state, digest, number, since, rows)
-            opened = _Opened(self._open(one, digest))
+            one = self._gathered(ready, state, digest, number, past, rows)
+            opened = _Opened(self._open(one))
         except (QuorumError, ContributionError) as error:
-            opened = _Opened(error)
-        return Folded(opened, self._all_rows(rows), None)
+            return Folded(_Opened(error), self._all_rows(rows), None)
+        began_anew = one.lineage == lineage_after(FRESH, number, digest)
+        rows_, lineage = self._all_rows(rows), one.lineage
+        return Folded(opened, rows_, None, lineage, began_anew)
 
     def _gathered(
         self,
@@ -120,25 +126,28 @@ class MaskedRounds:
         state: ServerState,
         digest: str,
         number: int,
-        since: Mapping[str, int],
+        past: Past,
         rows: dict[str, SiteRound],
     ) -> _Sum:
         """Enough masked vectors to open their sum.
 
         If too many sites were lost, those that failed are given one more chance, with
         new keys: a site whose process was started again has no others. Nothing was
-        opened yet, and a repeated round trains the same updates.
+        opened yet, and a repeated round trains the same updates, from the same memory.
 
         Raises:
             QuorumError: There are too few.
             ContributionError: Too few sites could be set up.
         """
+        lineage, among = None, frozenset(self._arm.train)
         for is_last in (False, True):
             if ready is None:
-                left_out = LeftOut(rows)
-                size = state.model.size
-                ready = set_up(self._federation, self._arm, number, size, left_out)
-            one = self._gather(ready, state, digest, since, rows)
+                given = self._federation, self._arm, number, state.model.size
+                ready = set_up(*given, LeftOut(rows), among)
+            if lineage is None and past.in_last_sum.issuperset(ready.keys.sites):
+                lineage, among = past.lineage, past.in_last_sum
+            lineage = lineage or FRESH
+            one = self._gather(ready, state, digest, past.since, lineage, rows)
             fewest = max(one.keys.terms.fewest, self._arm.min_sites)
             survivors = len(one.survivors)
             if survivors >= fewest:
@@ -190,6 +199,7 @@ class MaskedRounds:
         state: ServerState,
         digest: str,
         since: Mapping[str, int],
+        lineage: str,
         rows: dict[str, SiteRound],
     ) -> _Sum:
         """Everybody's masked vectors, added up; `rows` is told of each."""
@@ -203,11 +213,12 @@ class MaskedRounds:
                 model=state.model,
                 model_digest=digest,
                 sealed=ready.sealed[site],
+                lineage=lineage,
             )
             for site in ready.keys.sites
         }
         total: Masked = np.zeros(length_of(terms), dtype=type_of(terms))
-        one = _Sum(ready.keys, total)
+        one = _Sum(ready.keys, total, lineage_after(lineage, terms.round, digest))
         nodes, line = self._federation.node_of, self._federation.line
         wait_s = arm.plan.federation.deadline_s
         for reply in ask(line, nodes, orders, MaskedUpdate, wait_s):
@@ -257,11 +268,11 @@ class MaskedRounds:
 
     # --- second turn: open the sum ----------------------------------------------------
 
-    def _open(self, one: _Sum, digest: str) -> Float32[np.ndarray, " P"]:
+    def _open(self, one: _Sum) -> Float32[np.ndarray, " P"]:
         """The mean in the sum, after all masks were taken off."""
         terms, survivors = one.keys.terms, one.survivors
         released = self._released(one)
-        open_sum(one.keys, digest, survivors, released, one.total)
+        open_sum(one.keys, one.lineage, survivors, released, one.total)
         opened = decode(terms, one.total, len(survivors))
         weight = sum(self._weight(site) for site in survivors)
         if opened.weight != weight:

@@ -7,7 +7,7 @@ the set-up is then begun anew without it.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from common.errors import ContributionError
@@ -73,7 +73,12 @@ def can_mask(federation: Federation, arm: Arm) -> list[str]:
 
 
 def set_up(
-    federation: Federation, arm: Arm, number: int, size: int, left_out: LeftOut
+    federation: Federation,
+    arm: Arm,
+    number: int,
+    size: int,
+    left_out: LeftOut,
+    among: Collection[str],
 ) -> SetUp:
     """Gather keys and shares for a round.
 
@@ -83,11 +88,12 @@ def set_up(
         number: The round.
         size: P, the length of an update.
         left_out: Is told who does not take part, and why.
+        among: Sites that may take part.
 
     Raises:
         ContributionError: Too few sites can be masked together; `code` is "cohort".
     """
-    sites = can_mask(federation, arm)
+    sites = [s for s in can_mask(federation, arm) if s in among]
     is_first = True
     while True:
         terms = _terms(federation, arm, number, size, sites)
@@ -98,7 +104,7 @@ def set_up(
         # A site that was started again between the turns can be had, with new keys.
         again = {s for s, row in left_out.rows.items() if row.outcome == "failed"}
         here = can_mask(federation, arm) if is_first else []
-        sites = sorted({*sealed, *(again.intersection(here))})
+        sites = sorted({*sealed, *again.intersection(here, among)})
         is_first = False
 
 

@@ -75,6 +75,12 @@ class RoundRecord(Record):
     updates: Literal["in the clear", "under masks"] = "in the clear"
     """What the server got to see of each site's update; under masks it learnt their sum
     alone."""
+    lineage: str = ""
+    """Under masks: digest of the rounds and models that the optimisers of the sites in
+    the sum stem from; empty if there was no sum."""
+    began_anew: bool | None = None
+    """Under masks: whether the sites' optimisers began without memory, as in the first
+    round and wherever a site takes part that was not in the last sum."""
     sites: list[SiteRound]
     """In the order of the plan's sites."""
     validation: dict[str, Metrics] = {}

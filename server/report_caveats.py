@@ -25,6 +25,7 @@ def caveats_of(record: RunRecord) -> list[str]:
     if federated is None:
         return [caveat for caveat in found if caveat]
     found += _about_rounds(federated)
+    found.append(_began_anew(federated))
     found.append(_left_out(record, federated))
     found.append(_not_judged(record, federated))
     found.append(_undefined(record, federated))
@@ -93,6 +94,17 @@ def _about_rounds(federated: ArmRecord) -> list[str]:
     if federated.stopped == "void rounds":
         found.append("The run was stopped after too many void rounds in a row.")
     return found
+
+
+def _began_anew(federated: ArmRecord) -> str:
+    """Where moments were given up for the masks' sake."""
+    numbers = [round_.number for round_ in federated.rounds if round_.began_anew][1:]
+    if not numbers:
+        return ""
+    return (
+        f"In {_numbered(numbers)} all optimisers began without memory, as masks need "
+        "it where a hospital takes part that was not in the sum before."
+    )
 
 
 def _left_out(record: RunRecord, federated: ArmRecord) -> str:

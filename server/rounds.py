@@ -21,12 +21,13 @@ from jaxtyping import Float32
 from common.errors import ContributionError, QuorumError, RunError
 from common.parameters import Layout, digest_of, to_vector
 from common.plan import Plan
+from common.secagg.lineage import FRESH
 from common.sources import PUBLIC
 from common.task import Sums, add_sums
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.error_sentences import numbered
 from server.federation import Arm, Federation, first_model, judge
-from server.folding import Folded, fold_round
+from server.folding import Folded, Past, fold_round
 from server.journal import Entry, append, entries, open_journal, take_back
 from server.masked_round import MaskedRounds
 from server.record import ArmRecord, Metrics, RoundRecord, SiteRound
@@ -92,11 +93,14 @@ class _Trained:
     sha256: str
     digest: str
     """`digest_of` the model after the round."""
+    lineage: str = ""
+    began_anew: bool | None = None
+    """Both as in `RoundRecord`."""
     reason: str = ""
     """Why it is void."""
 
 
-Fold = Callable[[ServerState, str, int, Mapping[str, int], float | None], Folded]
+Fold = Callable[[ServerState, str, int, Past], Folded]
 """Asks for a round's updates and folds them; see `folding.fold_round`."""
 
 
@@ -104,10 +108,7 @@ def _fold_of(federation: Federation, arm: Arm) -> Fold:
     """How an arm's updates are folded: under masks, or in the clear."""
     if not arm.is_masked:
         return partial(fold_round, federation, arm)
-    masked = MaskedRounds(federation, arm)
-    return lambda state, digest, number, since, _: masked.fold(
-        state, digest, number, since
-    )
+    return MaskedRounds(federation, arm).fold
 
 
 def _train(
@@ -116,8 +117,7 @@ def _train(
     """Train, fold, step, checkpoint; the mean is gone when this returns."""
     number = len(done) + 1
     digest = done[-1].record.model_digest if done else digest_of(state.model)
-    since = _last_counted(done, arm)
-    folded = fold(state, digest, number, since, _last_norm(done))
+    folded = fold(state, digest, number, _past(done, arm))
     checkpoints = arm.folder / "checkpoints"
     try:
         after = server_step(
@@ -132,10 +132,12 @@ def _train(
         else:  # the very first round is void: keep what it began with
             kept, sha256 = 0, write_checkpoint(checkpoints, 0, state)
         why = numbered(error)
-        return _Trained("void", folded.rows, kept, sha256, digest, why), state
+        void = _Trained("void", folded.rows, kept, sha256, digest, reason=why)
+        return void, state
     sha256 = write_checkpoint(checkpoints, number, after)
     digest = digest_of(after.model)
-    return _Trained("closed", folded.rows, number, sha256, digest), after
+    told = folded.rows, number, sha256, digest, folded.lineage, folded.began_anew
+    return _Trained("closed", *told), after
 
 
 def _judged(
@@ -161,6 +163,8 @@ def _judged(
         outcome=trained.outcome,
         reason=trained.reason,
         updates="under masks" if arm.is_masked else "in the clear",
+        lineage=trained.lineage,
+        began_anew=trained.began_anew,
         sites=_with_wire(trained.rows, federation),
         validation=validation,
         validation_mean=mean_metrics(validation),
@@ -261,11 +265,23 @@ def _latest(done: Sequence[Entry], checkpoints: Path) -> ServerState | None:
     return read_checkpoint(checkpoints, done[-1].checkpoint, done[-1].sha256)
 
 
-def _last_norm(done: Sequence[Entry]) -> float | None:
+def _past(done: Sequence[Entry], arm: Arm) -> Past:
+    """What the next round goes on from."""
+    since, closed = _last_counted(done, arm), _closed(done)
+    lineage = closed[-1].lineage if closed else FRESH
+    return Past(since, _last_norm(closed), lineage)
+
+
+def _closed(done: Sequence[Entry]) -> list[RoundRecord]:
+    """The rounds that counted."""
+    return [record for record in _records(done) if record.outcome == "closed"]
+
+
+def _last_norm(closed: Sequence[RoundRecord]) -> float | None:
     """The median norm of the updates that last counted."""
-    for entry in reversed(done):
-        norms = [row.update_norm for row in entry.record.sites if row.update_norm]
-        if norms and entry.record.outcome == "closed":
+    for record in reversed(closed):
+        norms = [row.update_norm for row in record.sites if row.update_norm]
+        if norms:
             return float(np.median(norms))
     return None
 
@@ -273,11 +289,10 @@ def _last_norm(done: Sequence[Entry]) -> float | None:
 def _last_counted(done: Sequence[Entry], arm: Arm) -> Mapping[str, int]:
     """Site to the last round whose model holds its update; 0 if there is none."""
     last = dict.fromkeys(arm.train, 0)
-    for entry in done:
-        if entry.record.outcome == "closed":
-            for row in entry.record.sites:
-                if row.outcome == "accepted":
-                    last[row.site] = entry.record.number
+    for record in _closed(done):
+        for row in record.sites:
+            if row.outcome == "accepted":
+                last[row.site] = record.number
     return last
 
 

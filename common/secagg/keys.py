@@ -187,25 +187,25 @@ def _wrong_shares(site: str, what: str) -> ContributionError:
 # --- derived keys -----------------------------------------------------------------
 
 
-def pair_key(keys: KeySet, model: str, site: str, secret: bytes, peer: str) -> bytes:
+def pair_key(keys: KeySet, lineage: str, site: str, secret: bytes, peer: str) -> bytes:
     """AES-128 key of the mask between two sites; both derive the same.
 
     Args:
         keys: Of the round.
-        model: `digest_of` the model that was trained from.
+        lineage: Of what the sites remember after the round, and so of its model.
         site: Whose mask secret this is.
         secret: Its mask secret.
         peer: The other site.
     """
     shared = _agree(secret, keys.announcements[peer].mask_public, peer)
     low, high = sorted((site, peer))
-    about = {"model": model, "low": low, "high": high}
+    about = {"lineage": lineage, "low": low, "high": high}
     return _derive(keys, "pair mask", shared, 16, about)
 
 
-def self_key(keys: KeySet, model: str, site: str, seed: bytes) -> bytes:
+def self_key(keys: KeySet, lineage: str, site: str, seed: bytes) -> bytes:
     """AES-128 key of a site's own mask."""
-    return _derive(keys, "own mask", seed, 16, {"model": model, "site": site})
+    return _derive(keys, "own mask", seed, 16, {"lineage": lineage, "site": site})
 
 
 def share_key(

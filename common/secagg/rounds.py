@@ -25,7 +25,7 @@ from common.secagg.sharing import Shares
 
 
 def mask(
-    keys: KeySet, site: str, made: RoundSecrets, model: str, numbers: Masked
+    keys: KeySet, site: str, made: RoundSecrets, lineage: str, numbers: Masked
 ) -> None:
     """Mask a site's numbers in place (Bonawitz 2017, section 4, round 2).
 
@@ -33,13 +33,13 @@ def mask(
         keys: Of the round.
         site: Whose numbers.
         made: Its secrets.
-        model: `digest_of` the model that was trained from: sites that were given
-            different models have masks that do not cancel.
+        lineage: `lineage_after` the round: sites that were given different models, or
+            remember different ones, have masks that do not cancel.
         numbers: `fixed_point.encode`.
     """
     peers = [peer for peer in keys.sites if peer != site]
-    pairs = {p: pair_key(keys, model, site, made.mask_key, p) for p in peers}
-    own = self_key(keys, model, site, made.seed)
+    pairs = {p: pair_key(keys, lineage, site, made.mask_key, p) for p in peers}
+    own = self_key(keys, lineage, site, made.seed)
     apply_masks(
         numbers,
         plus=[own, *(key for peer, key in pairs.items() if site < peer)],
@@ -149,7 +149,7 @@ def release(
 
 def open_sum(
     keys: KeySet,
-    model: str,
+    lineage: str,
     survivors: tuple[str, ...],
     released: Mapping[str, Mapping[str, bytes]],
     total: Masked,
@@ -158,7 +158,7 @@ def open_sum(
 
     Args:
         keys: Of the round.
-        model: `digest_of` the model that was trained from.
+        lineage: `lineage_after` the round.
         survivors: Whose masked numbers are in the sum.
         released: Site to what it released.
         total: Sum of the survivors' masked numbers; unchanged if this raises.
@@ -190,10 +190,10 @@ def open_sum(
     minus: list[bytes] = []
     for site in survivors:
         seed = check_seed(keys, site, joined(site))
-        minus.append(self_key(keys, model, site, seed))
+        minus.append(self_key(keys, lineage, site, seed))
     for lost in set(keys.sites) - set(survivors):
         secret = check_mask_key(keys, lost, joined(lost))
         for site in survivors:  # what `site` added for `lost` comes off, and back
-            key = pair_key(keys, model, lost, secret, site)
+            key = pair_key(keys, lineage, lost, secret, site)
             (minus if site < lost else plus).append(key)
     apply_masks(total, plus=plus, minus=minus)

@@ -18,6 +18,7 @@ from common.parameters import digest_of
 from common.plan import Plan
 from common.secagg.fixed_point import decode
 from common.secagg.keys import KeySet, key_set, pair_key, self_key
+from common.secagg.lineage import FRESH, lineage_after
 from common.secagg.masks import apply_masks
 from common.secagg.shamir import join, lagrange
 from common.secagg.terms import terms_of
@@ -129,6 +130,11 @@ class Lab:
         return {n: dict(o.shares) for n, o in said.items() if o and o.shares}
 
 
+def lineage_in(keys: KeySet) -> str:
+    """What the masks of a round hang on where all begin with fresh optimisers."""
+    return lineage_after(FRESH, keys.terms.round, digest_of(MODEL))
+
+
 def joined(keys: KeySet, shares: dict[str, bytes]) -> bytes | None:
     """A secret of which the server has these shares; none if they make none."""
     places = {site: i for i, site in enumerate(keys.terms.sites)}
@@ -149,11 +155,11 @@ def unmask(
 
     `seeds` of those inside, and `secrets` (mask keys) of those outside.
     """
-    model, numbers = digest_of(MODEL), total.copy()
-    plus, minus = [], [self_key(keys, model, s, seeds[s]) for s in inside if s in seeds]
+    told, numbers = lineage_in(keys), total.copy()
+    plus, minus = [], [self_key(keys, told, s, seeds[s]) for s in inside if s in seeds]
     for lost, secret in secrets.items():
         for site in inside:
-            key = pair_key(keys, model, lost, secret, site)
+            key = pair_key(keys, told, lost, secret, site)
             (minus if site < lost else plus).append(key)
     apply_masks(numbers, plus=plus, minus=minus)
     try:

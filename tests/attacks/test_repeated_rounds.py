@@ -8,10 +8,9 @@ import numpy as np
 import client.masking
 from client.masking import SiteMasks
 from common.errors import ContributionError
-from common.parameters import digest_of
 from common.secagg.fixed_point import TAIL, decode
 from common.secagg.rounds import open_sum
-from tests.attacks.masked_lab import MODEL, Lab, is_leaked, plan_of, update_of
+from tests.attacks.masked_lab import Lab, is_leaked, lineage_in, plan_of, update_of
 from tests.attacks.rows import SERVER, row
 
 TRIALS = 10
@@ -24,7 +23,7 @@ def opened(lab, answering):
     total = sum(lab.all_masked(sealed).values())
     open_sum(
         keys,
-        digest_of(MODEL),
+        lineage_in(keys),
         keys.sites,
         lab.released(lab.names, names=answering),
         total,
@@ -69,7 +68,7 @@ class Repeating(SiteMasks):
         one = self._rounds[order.run, order.round]
         made = one.made
         answer = super().mask(order, update, plan)
-        one.model, one.made = None, made
+        one.lineage, one.made = None, made
         return answer
 
 

@@ -22,7 +22,6 @@ from client.rules import permitted
 from client.state import states_of
 from common.errors import ContributionError, PolicyError
 from common.exchange import Hello, SharesOrder
-from common.parameters import digest_of
 from common.plan_file import plan_toml
 from common.plan_privacy import Privacy
 from common.secagg.fixed_point import TAIL, decode, encode
@@ -43,19 +42,19 @@ from common.secagg.rounds import mask, open_sum, release
 from common.secagg.shamir import SHARE_BYTES
 from common.secagg.sharing import deal, open_shares
 from common.signing import public_text
-from tests.attacks.masked_lab import MODEL as GIVEN
 from tests.attacks.masked_lab import (
     Lab,
     identity_of,
     is_leaked,
     joined,
+    lineage_in,
     plan_of,
     unmask,
     update_of,
 )
 from tests.attacks.rows import SERVER, row
 from tests.client.conftest import write_hospital
-from tests.common.secagg.cohort import MODEL, cohort
+from tests.common.secagg.cohort import LINEAGE, cohort
 
 TRIALS = 10
 FIVE = ["east", "mid", "north", "south", "west"]
@@ -85,12 +84,12 @@ def lies_in_wait(site_class, folder, trial):
         return False
     # With the victim's mask key its pairwise masks are known, with its seed the rest.
 
-    model = digest_of(GIVEN)
-    pairs = {s: pair_key(keys, model, victim, key, s) for s in others}
+    lineage = lineage_in(keys)
+    pairs = {s: pair_key(keys, lineage, victim, key, s) for s in others}
     numbers = masked[victim].copy()
     minus = [k for s, k in pairs.items() if victim < s]
     plus = [k for s, k in pairs.items() if victim > s]
-    minus.append(self_key(keys, model, victim, seed))
+    minus.append(self_key(keys, lineage, victim, seed))
     apply_masks(numbers, plus=plus, minus=minus)
 
     try:
@@ -391,8 +390,7 @@ def repeats_the_round(folder, trial, *, forget):
         got = lab.released(survivors)
         total = sum(masked[n] for n in survivors)
         try:
-            model = digest_of(GIVEN)
-            open_sum(keys, model, tuple(survivors), got, total)
+            open_sum(keys, lineage_in(keys), tuple(survivors), got, total)
         except ContributionError:
             return False
         means.append(decode(keys.terms, total, len(survivors)).mean)
@@ -418,12 +416,12 @@ def gives_another_model(bound: bool) -> bool:
     for site in ready.keys.sites:
         numbers = encode(ready.terms, update_of(site, 40), 10, np.random.default_rng(0))
         is_victim = site == ready.keys.sites[0]
-        model = "00" * 32 if is_victim and bound else MODEL
+        model = "00" * 32 if is_victim and bound else LINEAGE
         mask(ready.keys, site, ready.made[site], model, numbers)
         total += numbers
     sites = ready.keys.sites
     got = {s: release(ready.keys, sites, ready.held[s]) for s in sites}
-    open_sum(ready.keys, MODEL, sites, got, total)
+    open_sum(ready.keys, LINEAGE, sites, got, total)
 
     try:
         decode(ready.terms, total, 5)
@@ -482,7 +480,7 @@ def sees_through(bits: int, masked: bool) -> tuple[float, float]:
     delta = update_of(site, size)
     numbers = encode(ready.terms, delta, 50, np.random.default_rng(1))
     if masked:
-        mask(ready.keys, site, ready.made[site], MODEL, numbers)
+        mask(ready.keys, site, ready.made[site], LINEAGE, numbers)
     signed = numbers[:size].view(f"i{bits // 8}").astype(np.float64)
     correlation = abs(float(np.corrcoef(signed, delta)[0, 1]))
     counts = np.bincount(numbers[:size] >> (bits - 8), minlength=256)

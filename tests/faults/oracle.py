@@ -56,8 +56,9 @@ class Oracle:
             number, rows = entry.record.number, entry.record.sites
             updates = []
             for site in [row.site for row in rows if row.outcome == "accepted"]:
+                begin = 0 if entry.record.began_anew else since[site]
                 order = TrainOrder(
-                    *(run, plan.digest, number, since[site], model, digest_of(model))
+                    *(run, plan.digest, number, begin, model, digest_of(model))
                 )
                 updates.append(self._service(site, plan).train(order, _ignore))
             masked = entry.record.updates == "under masks"

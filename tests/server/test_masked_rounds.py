@@ -18,6 +18,7 @@ from common.exchange import (
 )
 from common.parameters import digest_of, to_vector
 from common.secagg.fixed_point import decode, encode
+from common.secagg.lineage import FRESH, lineage_after
 from common.secagg.terms import masked_weight, terms_of
 from common.signing import public_text
 from server.federation import first_model, open_federation
@@ -235,6 +236,75 @@ def test_too_many_restarts_cost_a_second_try_and_not_the_round(tmp_path):
         if site == "mid" and getattr(order, "round", 0) == 2
     ]
     assert asked[:4] == [TrainOrder, KeysOrder, SharesOrder, TrainOrder]
+
+
+def lineages(grid, number):
+    """What the sites were told of their optimisers' memory, in the order of asking."""
+    told = [o.lineage for _, o in grid.orders if o.round == number]
+    return list(dict.fromkeys(told))
+
+
+def test_optimisers_go_on_from_one_chain_of_rounds_and_models(tmp_path):
+    grid = grid_of(tmp_path)
+    record, _ = run(tmp_path / "run", grid)
+    first = digest_of(to_vector(*first_model(PLAN)))
+    models = [first, *(r.model_digest for r in record.rounds)]
+    chain = [FRESH]
+    for number in (1, 2, 3):
+        assert lineages(grid, number) == [chain[-1]]
+        chain.append(lineage_after(chain[-1], number, models[number - 1]))
+    assert [r.lineage for r in record.rounds] == chain[1:]
+    assert [r.began_anew for r in record.rounds] == [True, False, False]
+
+
+def test_all_optimisers_begin_anew_where_a_site_joins_the_sum(tmp_path):
+    grid = grid_of(tmp_path, faults={("west", TrainOrder, 2): silent})
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.began_anew for r in record.rounds] == [True, False, True]
+    assert lineages(grid, 3) == [FRESH]
+    gone = {("west", kind, 3): silent for kind in (KeysOrder, TrainOrder)}
+    gone |= {("west", TrainOrder, 2): silent}
+    grid = grid_of(tmp_path / "gone", faults=gone)
+    record, _ = run(tmp_path / "gone" / "run", grid)
+    assert [r.began_anew for r in record.rounds] == [True, False, False]
+    assert lineages(grid, 3) == [record.rounds[1].lineage]
+
+
+def test_a_second_try_is_made_from_the_memory_of_the_first(tmp_path):
+    """West, which was not in the last sum, is back for it; it waits for round 4."""
+    once = set()
+
+    def restarted_once(grid, site, order):
+        return order if site in once or once.add(site) else restarted(grid, site, order)
+
+    def silent_once(grid, site, order):
+        return order if once else None
+
+    lost = ("east", "mid", "north")
+    faults = {(s, TrainOrder, 3): restarted_once for s in lost}
+    faults |= {("west", TrainOrder, 2): silent, ("west", KeysOrder, 3): silent_once}
+    the_plan = plan(
+        privacy__secure_aggregation="on",
+        federation__deadline_s=0.3,
+        federation__rejoin_s=0.0,
+        federation__rounds=4,
+    )
+    grid = MaskedGrid(CASES, tmp_path / "sites", the_plan, faults)
+    record, _ = run(tmp_path / "run", grid, the_plan)
+    assert once == set(lost)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 4
+    assert [r.began_anew for r in record.rounds] == [True, False, False, True]
+    assert lineages(grid, 3) == [record.rounds[1].lineage]
+    assert "west" not in {s for s, o in grid.orders if o.round == 3}
+
+
+def test_a_void_round_leaves_no_mark_on_the_chain(tmp_path):
+    faults = {(s, OpenOrder, 2): silent for s in ("east", "north", "west")}
+    grid = grid_of(tmp_path, faults=faults)
+    record, _ = run(tmp_path / "run", grid)
+    assert [r.outcome for r in record.rounds] == ["closed", "void", "closed"]
+    assert lineages(grid, 2) == lineages(grid, 3) == [record.rounds[0].lineage]
+    assert (record.rounds[1].lineage, record.rounds[1].began_anew) == ("", None)
 
 
 def test_survivors_that_vanish_before_opening_make_the_round_void(tmp_path):

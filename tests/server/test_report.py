@@ -577,6 +577,21 @@ def test_void_rounds_and_refused_replies_stand_beside_the_headline(record, page)
     assert [a.get("class") for _, a in _Page(page).tags].count("void") == 6
 
 
+def test_rounds_that_gave_up_the_optimisers_memory_are_said(record):
+    def said(*anew):
+        rounds = [
+            r.model_copy(update={"began_anew": r.number in anew})
+            for r in record.arms[0].rounds
+        ]
+        arm = record.arms[0].model_copy(update={"rounds": rounds})
+        arms = [arm, *record.arms[1:]]
+        caveats = verdict_of(record.model_copy(update={"arms": arms})).caveats
+        return [c for c in caveats if "all optimisers began without memory" in c]
+
+    assert said(1) == []  # as every run
+    assert [c[:16] for c in said(1, 3, 4)] == ["In rounds 3 and "]
+
+
 def test_a_site_that_never_contributed_is_named(record):
     arm = record.arms[0]
     rounds = [

@@ -13,7 +13,7 @@ from common.signing import asked_of, public_text, seal
 from common.wire import from_record
 from server.asking import Line, ask, roll_call
 from server.federation import open_federation
-from server.folding import fold_round
+from server.folding import Past, fold_round
 from server.presence import Presence
 from server.server_step import first_state
 from server.verifying import Keys, Verifier
@@ -179,8 +179,8 @@ def test_what_was_meddled_with_on_the_way_is_refused_and_the_others_count(
     state = first_state(np.zeros(50, np.float32), the_plan.federation)
     outcomes = {}
     for number in (1, 2):
-        since = dict.fromkeys(CASES, number - 1)
-        folded = fold_round(federation, arm, state, "model", number, since)
+        past = Past(dict.fromkeys(CASES, number - 1))
+        folded = fold_round(federation, arm, state, "model", number, past)
         outcomes[number] = {row.site: row.outcome for row in folded.rows}
     assert set(outcomes[1].values()) == {"accepted"}
     assert outcomes[2] == {"east": "accepted", "north": "accepted", "west": "refused"}

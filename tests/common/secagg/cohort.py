@@ -13,7 +13,7 @@ from common.secagg.sharing import Shares, deal, open_shares
 from common.secagg.terms import Terms, terms_of
 from common.signing import public_text
 
-MODEL = "ab" * 32
+LINEAGE = "ab" * 32
 
 
 @dataclass
@@ -26,18 +26,18 @@ class Cohort:
     keys: KeySet
     held: dict[str, dict[str, Shares]] = field(default_factory=dict)
 
-    def masked(self, deltas, weights, model=MODEL):
+    def masked(self, deltas, weights, lineage=LINEAGE):
         """Site to masked numbers."""
         found = {}
         for site, delta in deltas.items():
             numbers = encode(
                 self.terms, delta, weights[site], np.random.default_rng(seed_of(site))
             )
-            mask(self.keys, site, self.made[site], model, numbers)
+            mask(self.keys, site, self.made[site], lineage, numbers)
             found[site] = numbers
         return found
 
-    def opened(self, masked, answering=None, model=MODEL):
+    def opened(self, masked, answering=None, lineage=LINEAGE):
         """The weighted mean of who is in `masked`."""
         survivors = tuple(sorted(masked))
         total = np.zeros_like(next(iter(masked.values())))
@@ -45,7 +45,7 @@ class Cohort:
             total += numbers
         asked = survivors if answering is None else answering
         released = {s: release(self.keys, survivors, self.held[s]) for s in asked}
-        open_sum(self.keys, model, survivors, released, total)
+        open_sum(self.keys, lineage, survivors, released, total)
         return decode(self.terms, total, len(survivors))
 
 

@@ -15,7 +15,7 @@ from common.secagg.keys import (
     unpack,
 )
 from common.secagg.sharing import SEALED_BYTES, deal, open_shares
-from tests.common.secagg.cohort import MODEL, cohort, identities_of, names_of
+from tests.common.secagg.cohort import LINEAGE, cohort, identities_of, names_of
 
 PRIVACY = Privacy(min_cohort=2)
 
@@ -37,7 +37,7 @@ def test_both_sites_of_a_pair_derive_one_key_and_no_other_pair_does():
         for b in ready.keys.sites:
             if a != b:
                 secret = ready.made[a].mask_key
-                found[a, b] = pair_key(ready.keys, MODEL, a, secret, b)
+                found[a, b] = pair_key(ready.keys, LINEAGE, a, secret, b)
     assert all(found[a, b] == found[b, a] for a, b in found)
     assert len(set(found.values())) == 6
 
@@ -103,7 +103,7 @@ def test_a_point_of_low_order_makes_no_key():
             b: replace(ready.keys.announcements[b], mask_public=bytes(32)),
         },
     )
-    refused("keys", pair_key, keys, MODEL, a, ready.made[a].mask_key, b)
+    refused("keys", pair_key, keys, LINEAGE, a, ready.made[a].mask_key, b)
 
 
 def test_shares_open_for_their_receiver_alone():

@@ -18,7 +18,7 @@ from common.secagg.rounds import (
     sign_survivors,
 )
 from tests.common.secagg import oracle
-from tests.common.secagg.cohort import MODEL, cohort, names_of, seed_of
+from tests.common.secagg.cohort import LINEAGE, cohort, names_of, seed_of
 
 
 def privacy(bits=32, cohort=2, bound=1.0):
@@ -87,7 +87,7 @@ def test_a_masked_vector_is_that_of_the_oracle():
         about |= {
             "purpose": f"fedct {purpose}",
             "transcript": ready.keys.transcript,
-            "model": MODEL,
+            "lineage": LINEAGE,
         }
         key = oracle.hkdf(secret, items(about), 16)
         return oracle.mask_numbers(key, 9 + TAIL, 32)
@@ -130,7 +130,7 @@ def test_below_the_threshold_nothing_opens_and_nothing_changes():
     asked = survivors[: ready.terms.threshold - 1]
     released = {s: release(ready.keys, survivors, ready.held[s]) for s in asked}
     with pytest.raises(ContributionError) as caught:
-        open_sum(ready.keys, MODEL, survivors, released, total)
+        open_sum(ready.keys, LINEAGE, survivors, released, total)
     assert caught.value.code == "threshold"
     assert np.array_equal(total, before)
 
@@ -146,7 +146,7 @@ def test_a_changed_share_is_found_before_the_sum_is_touched(lost):
     liar = released[stay[0]]
     liar[ready.keys.sites[0]] = bytes(65) + b"\x07"
     with pytest.raises(ContributionError) as caught:
-        open_sum(ready.keys, MODEL, stay, released, total)
+        open_sum(ready.keys, LINEAGE, stay, released, total)
     assert caught.value.code == "share"
     assert np.array_equal(total, before)
 
