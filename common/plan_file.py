@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from common.errors import PlanError
+from common.near_keys import meant
 from common.plan import Plan
 
 _TABLE = re.compile(r"^\s*(\[\[?)\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
@@ -75,7 +76,7 @@ def _complaint(text: str, error: dict[str, object], message: str) -> str:
     # pydantic puts the chosen member of a union into the path; a TOML file has none.
     path = [part for part in location if part not in ("segmentation", "classification")]
     if error["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = f"unknown key{meant(Plan, path)}"
     elif error["type"] == "missing":
         message = "is missing"
     elif isinstance(error.get("input"), str | int | float | bool):

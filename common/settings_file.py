@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from common.errors import JoinError
+from common.near_keys import meant
 from common.plan_file import key_on, line_of
 
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
@@ -39,7 +40,7 @@ def read_settings(path: Path, kind: type[AnySettings], maker: str) -> AnySetting
             f"{path.name} is not valid TOML, mend it:\n  {_unreadable(text, error)}"
         ) from error
     except ValidationError as error:
-        complaints = [_complaint(text, dict(e)) for e in error.errors()]
+        complaints = [_complaint(text, dict(e), kind) for e in error.errors()]
         raise JoinError(
             f"{path.name} is not valid, {len(complaints)} to mend:\n  "
             + "\n  ".join(complaints)
@@ -64,13 +65,13 @@ def _unreadable(text: str, error: tomllib.TOMLDecodeError) -> str:
     return f"line {number[1]}: {key + ': ' if key else ''}{said}"
 
 
-def _complaint(text: str, error: dict[str, object]) -> str:
+def _complaint(text: str, error: dict[str, object], kind: type[BaseModel]) -> str:
     """One line: where, what was found, what was expected."""
     path = error["loc"]
     assert isinstance(path, tuple)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = f"unknown key{meant(kind, path)}"
     elif error["type"] == "missing":
         message = "is missing"
     elif isinstance(error.get("input"), str | int | float | bool):

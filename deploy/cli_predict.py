@@ -53,12 +53,12 @@ def predict(
     from client.open_site import choose_device
     from client.predict import predict_series
     from common.package import load_package
-    from deploy.progress import show_progress, tell_intake
+    from deploy.progress import show_progress, tell_work
 
     package = load_package(model)
     source = _source(series, source_format, where)
     with show_progress():
-        said = predict_series(package, source, out, choose_device(device), tell_intake)
+        said = predict_series(package, source, out, choose_device(device), tell_work)
     if output_format is Format.JSON:
         typer.echo(json.dumps(_as_json(said, out), indent=1))
         return
@@ -89,12 +89,12 @@ def evaluate(
     from client.open_site import choose_device
     from common.package import load_package
     from common.tasks.catalog import task_of
-    from deploy.progress import show_progress, tell_intake
+    from deploy.progress import show_progress, tell_work
 
     package = load_package(model)
     source = _source(data, source_format, where)
     with show_progress():
-        said = assess(package, source, choose_device(device), tell_intake)
+        said = assess(package, source, choose_device(device), tell_work)
     text = said.model_dump_json(indent=1) + "\n"
     if out is not None:
         _write(out, text)

@@ -40,9 +40,10 @@ def audit(
     Example: `fedct privacy audit runs/demo --format json`
     """
     from deploy.privacy_audit import audit_run
+    from deploy.progress import show_progress
 
-    typer.echo("canaries, membership and gradient inversion: minutes", err=True)
-    record = audit_run(run, device)
+    with show_progress():
+        record = audit_run(run, device)
     if output_format is Format.JSON:
         typer.echo(record.model_dump_json(indent=1))
     else:

@@ -7,14 +7,15 @@ and number of steps. What comes out tells how sure somebody can be of each coin
 (`common.one_run`).
 
 The same with a tenth of the noise shows that the audit would find such a mistake: its
-bound has to be above the claim. A thousand canaries can show 4.5 at the most, so above
-that this arm takes more of them.
+bound has to be above the claim. A thousand canaries can show 4.6 at the most; with a
+larger claim this arm proves nothing, and the record says so.
 
 Not covered here: what happens around that step, like a patient under two ids, or
 something else in a message that tells of the patients.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from common.accounting import NoisySteps, cost_of
 from common.one_run import epsilon_at_least, guesses_right
 from common.plan_file import parse_plan
 from common.task import Batch
+from deploy.progress import tell_work
 
 CANARIES = 1000
 GUESSED = 300
@@ -134,7 +136,7 @@ def canary_scores(
         total_steps=steps,
         correction=Correction(),
         device=torch.device("cpu"),
-        progress=lambda done, of: None,
+        progress=partial(tell_work, "canaries, step"),
     )
     return -weights.detach()[0].double().numpy()
 

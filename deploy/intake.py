@@ -15,7 +15,7 @@ from client.intake.table import write_tables
 from client.intake.verdict import IntakeCount, SeriesVerdict
 from common.plan_file import load_plan
 from common.sources import Source
-from deploy.progress import tell_intake
+from deploy.progress import tell_work
 
 
 def take_in_verdicts(
@@ -37,13 +37,13 @@ def take_in_verdicts(
             source,
             store,
             load_plan(plan),
-            tell_intake,
+            tell_work,
             None if export is None else lambda case: export_case(case, export),
         )
         return data.verdicts, data.count
     open_store(store)
     verdicts = []
-    for verdict, case in read_source(source, tell_intake):
+    for verdict, case in read_source(source, tell_work):
         verdicts.append(verdict)
         if export is not None and case is not None:
             export_case(case, export)

@@ -28,6 +28,7 @@ from client.train import Correction, build_optimizer, train_round
 from common.plan import Plan
 from common.task import Batch
 from common.tasks.catalog import task_of
+from deploy.progress import tell_work
 
 _WINDOW = 7
 """Voxels a side over which likeness is taken."""
@@ -134,6 +135,7 @@ def invert(
         if distance < best:
             best, found = distance, here
         done += 1
+        tell_work("gradient inversion, step", done, steps)
     return Found(found.clamp(-1.0, 1.0), done)
 
 
@@ -162,6 +164,7 @@ def invert_by_direction(
         with torch.no_grad():
             guess.clamp_(-1.0, 1.0)
         done += 1
+        tell_work("gradient inversion, step", done, steps)
     return Found(guess.detach(), done)
 
 

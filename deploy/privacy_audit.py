@@ -31,6 +31,7 @@ from common.tasks.catalog import task_of
 from deploy.dp_audit import audit_dp
 from deploy.finished_run import read_finished
 from deploy.inversion_audit import MOST_SITES, Way, audit_inversion
+from deploy.progress import tell_work
 from deploy.run_folder import final_model
 from server.federation import first_model
 from server.privacy_record import (
@@ -286,10 +287,12 @@ def _membership(
     with torch.no_grad():
         for site in here:
             cases = open_cases(site, plan)
-            for record in cases.data.train[:MOST_CASES]:
-                members.append(score(cases.store.open(record)))
-            for record in cases.data.test:
-                others.append(score(cases.store.open(record)))
+            train, test = cases.data.train[:MOST_CASES], cases.data.test
+            what, total = f"membership at {site.name}, case", len(train) + len(test)
+            for done, record in enumerate((*train, *test), start=1):
+                found = members if done <= len(train) else others
+                found.append(score(cases.store.open(record)))
+                tell_work(what, done, total)
     if not members or not others:
         return None
     got = membership_of(np.array(members), np.array(others))

@@ -154,8 +154,8 @@ def tell_phantom(hospital: str, done: int, total: int) -> None:
     log.info("phantom", extra={"hospital": hospital, "done": done, "total": total})
 
 
-def tell_intake(what: str, done: int, total: int) -> None:
-    """Log how far an intake is."""
+def tell_work(what: str, done: int, total: int) -> None:
+    """Log how far a piece of work is."""
     log.debug("reading", extra={"what": what, "done": done, "total": total})
 
 

@@ -92,7 +92,8 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     "without",
     (53, 9): "site's policy allows no update as large as this plan may make, or as "
     "this one was",
-    (53, 10): "site's privacy budget can't afford this",
+    (53, 10): "site's privacy budget can't afford this; fewer rounds or more noise "
+    "cost less, and its engineer sees what is left with `fedct client ledger`",
     (53, 11): "site's policy lets no answer of this kind leave",
     (53, 12): "site held an answer back that is not what may leave by its schema; "
     f"{_LOG}",

@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from deploy.progress import ProgressHandler, show_progress, tell_intake, tell_phantom
+from deploy.progress import ProgressHandler, show_progress, tell_phantom, tell_work
 from server.record import RoundRecord, SiteRound
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -160,7 +160,7 @@ def test_the_block_gives_back_the_logger_whatever_happens(capsys):
     def stopped() -> None:
         with show_progress():
             tell_phantom("east", 4, 4)
-            tell_intake("files", 1, 2)
+            tell_work("files", 1, 2)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
