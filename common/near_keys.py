@@ -11,7 +11,7 @@ _ALIKE = 0.75
 
 
 def meant(kind: type[BaseModel], path: Sequence[str | int]) -> str:
-    """ ", did you mean training.steps?", or nothing where no key is near.
+    """In words, such as ", did you mean training.steps?"; nothing if no key is near.
 
     Args:
         kind: What the file holds.
