@@ -9,12 +9,16 @@ Not covered here: somebody who changes the journal as well.
 
 from pathlib import Path
 
+import torch
+
 from common.errors import FedctError, RunError
+from common.package import load_package
 from common.parameters import digest_of
 from common.plan import Plan
 from common.plan_file import load_plan
 from common.tasks.catalog import task_of
 from deploy.run_folder import final_model, read_arm_record
+from server.federation import plan_layout
 from server.journal import read_journal
 from server.record import ArmRecord
 from server.run_files import ARM_RECORD_FILE, FINAL_FILE, JOURNAL_FILE, PLAN_FILE
@@ -29,7 +33,8 @@ def read_finished(folder: Path) -> tuple[Plan, ArmRecord]:
 
     Raises:
         RunError: There is no finished run, none of its rounds counted, or one of its
-            files is not the one that the run wrote.
+            files or the model that it handed out is not what the run wrote.
+        ModelError: That model can't be read.
     """
     try:
         plan = load_plan(folder / PLAN_FILE)
@@ -66,7 +71,20 @@ def read_finished(folder: Path) -> tuple[Plan, ArmRecord]:
         raise _other(folder, ARM_RECORD_FILE, *said)
     if model != (expected := rounds[number - 1].model_digest):
         raise _other(folder, FINAL_FILE, model, expected)
+    package = folder / "model"
+    if package.is_dir() and (model := _weights_of(package, plan)) != expected:
+        raise _other(folder, package.name, model, expected)
     return plan, arm
+
+
+def _weights_of(package: Path, plan: Plan) -> str:
+    """`digest_of` the parameters in a package."""
+    state = load_package(package).state
+    try:
+        parts = [state[name].float().flatten() for name in plan_layout(plan).names]
+    except KeyError:
+        return "another network"
+    return digest_of(torch.cat(parts).numpy())
 
 
 def _other(folder: Path, file: str, got: str, expected: str) -> RunError:

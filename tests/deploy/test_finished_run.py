@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 from common.errors import RunError
+from common.package import load_package, save_package
 from common.plan_file import load_plan
 from deploy import inversion_audit
 from deploy.privacy_audit import PRIVACY_FILE, audit_run
@@ -82,6 +83,15 @@ def other_round_and_record(folder):
     (folder / "arm.json").write_text(arm.model_dump_json())
 
 
+def another_model(folder):
+    """Handed out under this run's name; the package itself is whole."""
+    package = load_package(folder / "model")
+    state = {name: 2 * tensor for name, tensor in package.state.items()}
+    record = (folder / "model" / PRIVACY_FILE).read_bytes()
+    save_package(folder / "model", package.plan, state, facts=package.facts)
+    (folder / "model" / PRIVACY_FILE).write_bytes(record)
+
+
 def no_journal(folder):
     for path in folder.glob("journal.sqlite*"):
         path.unlink()
@@ -95,5 +105,6 @@ CHANGES = {
     all_void: "run 'run' has no round that counted in 2, expected one",
     other_round: "run 'run' has another final.safetensors than it wrote",
     other_round_and_record: "run 'run' has another arm.json than it wrote (a model of",
+    another_model: "run 'run' has another model than it wrote",
     no_journal: "holds no finished run",
 }
