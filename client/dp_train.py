@@ -46,6 +46,8 @@ _SUM_BITS = 30
 """Sums stay below 2^31, whoever is drawn."""
 _ROW = 2048
 """Numbers whose squares are added in float32; rows are added in float64."""
+_MANY = 1 << 15
+"""Numbers from which on a parameter's gradient is worth being added by itself."""
 _ROUNDING = 2.0**-12
 """Room in the clip for float32: rows of 2048 lose at most 2^-16 of a norm."""
 
@@ -153,9 +155,12 @@ def train_privately(
     dp = plan.privacy.dp
     assert dp is not None
     network.train()
-    flat, pieces = _flat_gradient(network, device)
+    few, many = _by_size(network)
+    numbers = [p.numel() for p in (*few, *many)]
+    flat = torch.zeros(sum(numbers), device=device)
     grid = Grid.of(dp.clip_norm, len(flat), len(sampler.patients))
     total = torch.zeros(len(flat), dtype=torch.int32, device=device)
+    totals = total.split([sum(numbers[: len(few)]), *numbers[len(few) :]])
     sigma = noise_multiplier * dp.clip_norm / grid.unit
     each = grid.unit / (sampler.rate * len(sampler.patients))
     rate_sum, started = 0.0, time.perf_counter()
@@ -167,11 +172,10 @@ def train_privately(
         for batch in sampler.draw():
             optimizer.zero_grad(set_to_none=True)
             _backward(network, task, plan, to_device(batch, device))
-            _gather(network, flat)
-            add_clipped(total, flat, grid)
+            add_clipped(totals, _gradients(few, many), grid)
         blur(flat, total, sigma, each, sampler.stream)
-        for parameter, piece in zip(network.parameters(), pieces, strict=True):
-            parameter.grad = piece
+        for parameter, piece in zip((*few, *many), flat.split(numbers), strict=True):
+            parameter.grad = piece.view_as(parameter)
         correct(network, correction)
         optimizer.step()
         rate_sum += rate
@@ -198,52 +202,59 @@ def _check_finite(network: nn.Module, steps: int) -> None:
             )
 
 
-def _flat_gradient(
-    network: nn.Module, device: torch.device
-) -> tuple[Float32[Tensor, " P"], list[Tensor]]:
-    """A vector for the gradients of all parameters, and each one's part of it."""
+def _by_size(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters of few numbers, whose gradients are joined, and those of many."""
     parameters = list(network.parameters())
-    flat = torch.zeros(sum(p.numel() for p in parameters), device=device)
-    pieces = flat.split([p.numel() for p in parameters])
-    return flat, [
-        piece.view_as(parameter)
-        for piece, parameter in zip(pieces, parameters, strict=True)
-    ]
+    few = [p for p in parameters if p.numel() < _MANY]
+    return few, [p for p in parameters if p.numel() >= _MANY]
 
 
-def _gather(network: nn.Module, flat: Float32[Tensor, " P"]) -> None:
-    """Copy the gradients of all parameters into one vector."""
-    gradients = [
+def _gradients(
+    few: Sequence[nn.Parameter], many: Sequence[nn.Parameter]
+) -> list[Float32[Tensor, " N"]]:
+    """The gradient as vectors: all short ones as one, then each long one by itself."""
+    found = [
         (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-        for p in network.parameters()
+        for p in (*few, *many)
     ]
-    torch.cat(gradients, out=flat)
+    short = found[: len(few)]
+    return [torch.cat(short) if short else torch.zeros(0), *found[len(few) :]]
 
 
 def add_clipped(
-    total: Int32[Tensor, " P"], gradient: Float32[Tensor, " P"], grid: Grid
+    totals: Sequence[Int32[Tensor, " N"]],
+    gradients: Sequence[Float32[Tensor, " N"]],
+    grid: Grid,
 ) -> None:
     """Add one patient's clipped gradient to the sum; the gradient is used up.
 
     Its share of the sum has at most the plan's clip norm, and is nothing at all where
     the gradient is not finite.
+
+    Args:
+        totals: The parts of the sum.
+        gradients: Those of the gradient, as long.
+        grid: Of the sum.
     """
-    norm = norm_of(gradient)
+    norm = norm_of(gradients)
     if not math.isfinite(norm):
         return
     scale = min(1.0, grid.clip / max(norm, torch.finfo(torch.float32).tiny))
-    # Multiplied, rounded to whole numbers and read as such, in one pass and two more.
-    whole = gradient.new_tensor(_TO_WHOLE)
-    torch.add(whole, gradient, alpha=scale / grid.unit, out=gradient)
-    total += gradient.view(torch.int32).sub_(_TO_WHOLE_BITS)
+    whole = gradients[0].new_tensor(_TO_WHOLE)
+    for total, gradient in zip(totals, gradients, strict=True):
+        # Multiplied, rounded to whole numbers and read as such, in one pass and two.
+        torch.add(whole, gradient, alpha=scale / grid.unit, out=gradient)
+        total.add_(gradient.view(torch.int32).sub_(_TO_WHOLE_BITS))
 
 
-def norm_of(vector: Float32[Tensor, " P"]) -> float:
-    """Euclidean norm; long sums are added in float64."""
-    whole = len(vector) // _ROW * _ROW
-    rows = torch.linalg.vector_norm(vector[:whole].view(-1, _ROW), dim=1)
-    rest = torch.linalg.vector_norm(vector[whole:])
-    return float(torch.linalg.vector_norm(torch.cat([rows, rest[None]]).double()))
+def norm_of(vectors: Sequence[Float32[Tensor, " N"]]) -> float:
+    """Euclidean norm of all together; long sums are added in float64."""
+    parts = []
+    for vector in vectors:
+        whole = len(vector) // _ROW * _ROW
+        rows = torch.linalg.vector_norm(vector[:whole].view(-1, _ROW), dim=1)
+        parts += [rows, torch.linalg.vector_norm(vector[whole:])[None]]
+    return float(torch.linalg.vector_norm(torch.cat(parts).double()))
 
 
 def blur(

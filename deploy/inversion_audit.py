@@ -225,7 +225,7 @@ def blurred(
     grid = Grid.of(clip_norm, size, len(gradients))
     total = torch.zeros(size, dtype=torch.int32)
     for gradient in gradients:
-        add_clipped(total, gradient.clone(), grid)
+        add_clipped([total], [gradient.clone()], grid)
     out = torch.zeros(size)
     sigma = noise_multiplier * clip_norm / grid.unit
     blur(out, total, sigma, grid.unit / len(gradients), stream)

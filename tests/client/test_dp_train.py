@@ -157,7 +157,7 @@ def test_any_vector_at_all_adds_at_most_the_clip(numbers, clip, patients):
     gradient = torch.tensor(numbers, dtype=torch.float32)
     total = torch.zeros(len(numbers), dtype=torch.int32)
     grid = Grid.of(clip, len(numbers), patients)
-    add_clipped(total, gradient, grid)
+    add_clipped([total], [gradient], grid)
     units = math.isqrt(sum(int(v) ** 2 for v in total))  # whole numbers: no rounding
     assert units * grid.unit <= clip
     # So many patients at their worst, all in one number, still fit.
@@ -181,7 +181,7 @@ def test_sums_are_the_same_in_any_order():
 def test_the_norm_is_that_of_double_precision():
     for size in (1, 2047, 2048, 2049, 100_000):
         vector = torch.randn(size, generator=torch.Generator().manual_seed(size))
-        assert flat_norm(vector) == pytest.approx(float(vector.double().norm()), 1e-5)
+        assert flat_norm([vector]) == pytest.approx(float(vector.double().norm()), 1e-5)
 
 
 # --- noise --------------------------------------------------------------------------
