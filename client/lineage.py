@@ -16,6 +16,11 @@ def lineage_of(order: TrainOrder) -> str:
     return lineage_after(order.lineage, order.round, order.model_digest)
 
 
+def begins_anew(order: TrainOrder) -> bool:
+    """Whether an order under masks asks for an optimiser without memory."""
+    return bool(order.sealed) and order.lineage == FRESH
+
+
 def of_lineage(state: SiteState, order: TrainOrder) -> SiteState:
     """The state to train from: under masks that of the order's lineage, or a fresh one.
 
@@ -28,7 +33,7 @@ def of_lineage(state: SiteState, order: TrainOrder) -> SiteState:
     """
     if not order.sealed:
         return state
-    if order.lineage == FRESH:
+    if begins_anew(order):
         return SiteState(local=state.local)
     if order.lineage != state.lineage:
         raise ContributionError(

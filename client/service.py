@@ -31,7 +31,7 @@ from client.dp_site import (
     unpacked,
 )
 from client.intake.run import SiteData
-from client.lineage import lineage_of, of_lineage
+from client.lineage import begins_anew, lineage_of, of_lineage
 from client.order_log import check_unanswered
 from client.patches import PatchSampler
 from client.state import SiteState, load_state, save_state, states_of
@@ -147,7 +147,7 @@ class SiteService:
             return again
         if self._terms is not None:
             check_unanswered(self._folder, order)  # other noise would be another look
-        state = of_lineage(self._recall(order.run, order.state_round), order)
+        state = self._state_for(order)
         self._memory = None  # the optimiser below shares tensors with `state`
         load_vector(self._network, self._layout, order.model)
         _load_local(self._network, state)
@@ -322,9 +322,13 @@ class SiteService:
         )
 
     def _correction(self, order: TrainOrder, state: SiteState) -> Correction:
-        return correction_of(
-            self._network, self._layout, self._plan.federation, order, state
-        )
+        model = self._network, self._layout
+        return correction_of(*model, self._plan.federation, order, state)
+
+    def _state_for(self, order: TrainOrder) -> SiteState:
+        if begins_anew(order) and not self._layout.local:
+            return self._first  # a site that lost its state takes part again
+        return of_lineage(self._recall(order.run, order.state_round), order)
 
     def _recall(self, run: str, number: int) -> SiteState:
         if number == 0:

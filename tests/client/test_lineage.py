@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import client.masking
 from client.lineage import lineage_of
 from client.state import load_state, states_of
-from common.errors import ContributionError
+from common.errors import ContributionError, StoreError
 from common.exchange import TrainOrder, Update
 from common.parameters import digest_of
 from common.secagg.lineage import FRESH, lineage_after
@@ -112,6 +112,21 @@ def test_a_fresh_optimiser_is_one_that_never_saw_another_model(
     assert np.array_equal(fresh, new.train(masked(plan, 3, 0), quiet).delta)
     going_on = kept.train(masked(plan, 3, 2, lineage_of(orders[-1])), quiet).delta
     assert not np.array_equal(fresh, going_on)
+
+
+def test_a_site_that_lost_its_state_takes_part_where_all_begin_anew(
+    make_service, tmp_path
+):
+    plan = slices()
+    orders = first_rounds(make_service(plan), plan, 2)
+    for path in (tmp_path / "site").rglob("*.state"):
+        path.unlink()
+    again = make_service(plan)
+    with pytest.raises(StoreError, match="lost its training state of round 2"):
+        again.train(masked(plan, 3, 2, lineage_of(orders[-1])), quiet)
+    whole = make_service(plan, tmp_path / "whole")
+    wanted = whole.train(masked(plan, 3, 0), quiet).delta
+    assert np.array_equal(again.train(masked(plan, 3, 2), quiet).delta, wanted)
 
 
 def test_norm_layers_stay_a_sites_own_where_optimisers_begin_anew(
