@@ -47,7 +47,8 @@ _SUM_BITS = 30
 _ROW = 2048
 """Numbers whose squares are added in float32; rows are added in float64."""
 _MANY = 1 << 15
-"""Numbers from which on a parameter's gradient is worth being added by itself."""
+"""A parameter of so many numbers is added by itself; joining it with others costs a
+copy."""
 _ROUNDING = 2.0**-12
 """Room in the clip for float32: rows of 2048 lose at most 2^-16 of a norm."""
 
@@ -211,19 +212,19 @@ def _by_size(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]
 
 def _gradients(
     few: Sequence[nn.Parameter], many: Sequence[nn.Parameter]
-) -> list[Float32[Tensor, " N"]]:
+) -> list[Float32[Tensor, " _"]]:
     """The gradient as vectors: all short ones as one, then each long one by itself."""
     found = [
         (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
         for p in (*few, *many)
     ]
-    short = found[: len(few)]
-    return [torch.cat(short) if short else torch.zeros(0), *found[len(few) :]]
+    short = found[: len(few)] or [found[0].new_zeros(0)]
+    return [torch.cat(short), *found[len(few) :]]
 
 
 def add_clipped(
-    totals: Sequence[Int32[Tensor, " N"]],
-    gradients: Sequence[Float32[Tensor, " N"]],
+    totals: Sequence[Int32[Tensor, " _"]],
+    gradients: Sequence[Float32[Tensor, " _"]],
     grid: Grid,
 ) -> None:
     """Add one patient's clipped gradient to the sum; the gradient is used up.
@@ -232,8 +233,8 @@ def add_clipped(
     the gradient is not finite.
 
     Args:
-        totals: The parts of the sum.
-        gradients: Those of the gradient, as long.
+        totals: Parts of the sum, changed in place.
+        gradients: The patient's gradient in the same parts; used up.
         grid: Of the sum.
     """
     norm = norm_of(gradients)
@@ -242,12 +243,12 @@ def add_clipped(
     scale = min(1.0, grid.clip / max(norm, torch.finfo(torch.float32).tiny))
     whole = gradients[0].new_tensor(_TO_WHOLE)
     for total, gradient in zip(totals, gradients, strict=True):
-        # Multiplied, rounded to whole numbers and read as such, in one pass and two.
+        # Scaled and rounded in one pass; read as whole numbers and added in two more.
         torch.add(whole, gradient, alpha=scale / grid.unit, out=gradient)
         total.add_(gradient.view(torch.int32).sub_(_TO_WHOLE_BITS))
 
 
-def norm_of(vectors: Sequence[Float32[Tensor, " N"]]) -> float:
+def norm_of(vectors: Sequence[Float32[Tensor, " _"]]) -> float:
     """Euclidean norm of all together; long sums are added in float64."""
     parts = []
     for vector in vectors:

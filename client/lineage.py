@@ -21,7 +21,7 @@ def begins_anew(order: TrainOrder) -> bool:
     return bool(order.sealed) and order.lineage == FRESH
 
 
-def of_lineage(state: SiteState, order: TrainOrder) -> SiteState:
+def checked_memory(state: SiteState, order: TrainOrder) -> SiteState:
     """The state to train from: under masks that of the order's lineage, or a fresh one.
 
     Args:
@@ -39,8 +39,9 @@ def of_lineage(state: SiteState, order: TrainOrder) -> SiteState:
         raise ContributionError(
             f"site was asked to go on in round {order.round} from its memory of round "
             f"{order.state_round} with lineage {order.lineage[:12]}, has "
-            f"{state.lineage[:12] or 'a fresh one'}; under masks all sites must have "
-            "gone through the same rounds and models, and nothing was done",
+            f"{state.lineage[:12] or 'a fresh one'}; under masks all sites must stem "
+            "from the same rounds and models, so nothing was done; it can take part "
+            "where all begin anew",
             code="lineage",
         )
     return state

@@ -111,8 +111,9 @@ def note_opening(
     known = read_texts(folder / OPENED)
     if known.get(str(number), digest) != digest:
         raise ContributionError(
-            f"round {number} was opened for other sites or another model before, "
-            "expected the same; two such sums would tell one site's update",
+            f"round {number} was opened for other sites, another model or another "
+            "memory before, expected the same; two such sums would tell one site's "
+            "update",
             code="spent",
         )
     if str(number) not in known:

@@ -31,7 +31,7 @@ from client.dp_site import (
     unpacked,
 )
 from client.intake.run import SiteData
-from client.lineage import begins_anew, lineage_of, of_lineage
+from client.lineage import begins_anew, checked_memory, lineage_of
 from client.order_log import check_unanswered
 from client.patches import PatchSampler
 from client.state import SiteState, load_state, save_state, states_of
@@ -322,13 +322,13 @@ class SiteService:
         )
 
     def _correction(self, order: TrainOrder, state: SiteState) -> Correction:
-        model = self._network, self._layout
-        return correction_of(*model, self._plan.federation, order, state)
+        federation = self._plan.federation
+        return correction_of(self._network, self._layout, federation, order, state)
 
     def _state_for(self, order: TrainOrder) -> SiteState:
         if begins_anew(order) and not self._layout.local:
             return self._first  # a site that lost its state takes part again
-        return of_lineage(self._recall(order.run, order.state_round), order)
+        return checked_memory(self._recall(order.run, order.state_round), order)
 
     def _recall(self, run: str, number: int) -> SiteState:
         if number == 0:

@@ -107,8 +107,8 @@ def load_state(folder: Path, number: int) -> SiteState:
     except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise StoreError(
             f"site lost its training state of round {number} ({type(error).__name__}), "
-            "expected the file it wrote then; this site can rejoin in a new run, or "
-            "under masks in the next round in which all begin anew",
+            "expected the file it wrote then; this site can rejoin in a new run or, "
+            "under masks and without FedBN, where all sites begin anew",
             code="state",
         ) from error
 

@@ -100,8 +100,8 @@ class TrainOrder:
     round: int
     """From 1."""
     state_round: int
-    """The last round of this site that counted; its state is where training goes on
-    from. 0: begin anew."""
+    """The last round of this site that counted; training goes on from its state, unless
+    `lineage` says to begin anew. 0: there is none."""
     model: Float32[np.ndarray, " P"]
     """Global parameters to start from."""
     model_digest: str
@@ -112,8 +112,8 @@ class TrainOrder:
     """Sender to the share sealed for this site (`common.secagg`). Where there are any,
     the update leaves under masks; in the clear otherwise."""
     lineage: str = ""
-    """Under masks: of the optimiser's memory at `state_round` (`secagg.lineage`), the
-    same at all sites of the round; empty: all begin with fresh optimisers."""
+    """Under masks: lineage of the optimiser's memory at `state_round`
+    (`secagg.lineage`), the same at all sites of the round; empty: all begin anew."""
     nonce: str = field(default_factory=fresh_nonce)
     """Random, and new for every order."""
 

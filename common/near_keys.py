@@ -17,7 +17,9 @@ def meant(kind: type[BaseModel], path: Sequence[str | int]) -> str:
         kind: What the file holds.
         path: Of the unknown key; its last part is its name.
     """
-    keys = dict.fromkeys(_keys_of(kind, ""))
+    own = ".".join(part for part in path if isinstance(part, str))
+    # A key of the other kind of task is not to be had in this one.
+    keys = [key for key in dict.fromkeys(_keys_of(kind, "")) if key != own]
     table = "".join(f"{part}." for part in path[:-1] if isinstance(part, str))
     name = str(path[-1])
     here = {key.removeprefix(table): key for key in keys if key.startswith(table)}

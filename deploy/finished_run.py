@@ -28,6 +28,8 @@ from server.summary import final_round
 def read_finished(folder: Path) -> tuple[Plan, ArmRecord]:
     """Plan and federated arm of a finished run, which agree with its journal.
 
+    A run whose gate withheld its model has no package to compare.
+
     Args:
         folder: The run folder.
 
@@ -72,18 +74,18 @@ def read_finished(folder: Path) -> tuple[Plan, ArmRecord]:
     if model != (expected := rounds[number - 1].model_digest):
         raise _other(folder, FINAL_FILE, model, expected)
     package = folder / "model"
-    if package.is_dir() and (model := _weights_of(package, plan)) != expected:
-        raise _other(folder, package.name, model, expected)
+    if package.is_dir() and (held := _weights_of(package, plan)) != expected:
+        raise _other(folder, package.name, held or "another network", expected)
     return plan, arm
 
 
-def _weights_of(package: Path, plan: Plan) -> str:
-    """`digest_of` the parameters in a package."""
+def _weights_of(package: Path, plan: Plan) -> str | None:
+    """`digest_of` the parameters in a package; unset if it holds another network."""
     state = load_package(package).state
     try:
         parts = [state[name].float().flatten() for name in plan_layout(plan).names]
     except KeyError:
-        return "another network"
+        return None
     return digest_of(torch.cat(parts).numpy())
 
 

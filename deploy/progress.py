@@ -27,7 +27,7 @@ log = logging.getLogger("fedct.run")
 
 _STEP_EVERY_S = 0.2
 _LINE_EVERY_S = 2.0
-"""How often a log line says how far a reading is where there is no terminal."""
+"""How often a log line says how far the work is where there is no terminal."""
 
 
 class ProgressHandler(logging.Handler):
@@ -82,7 +82,7 @@ class ProgressHandler(logging.Handler):
         if done == total:
             self._say(f"phantom hospital {extra['hospital']}: {total} patients written")
 
-    def _on_reading(self, extra: dict[str, object]) -> None:
+    def _on_work(self, extra: dict[str, object]) -> None:
         done, total = int(str(extra["done"])), int(str(extra["total"]))
         now = str(extra["what"])
         self._bar.update(self._task, completed=done, total=total, now=now, visible=True)
@@ -156,7 +156,7 @@ def tell_phantom(hospital: str, done: int, total: int) -> None:
 
 def tell_work(what: str, done: int, total: int) -> None:
     """Log how far a piece of work is."""
-    log.debug("reading", extra={"what": what, "done": done, "total": total})
+    log.debug("work", extra={"what": what, "done": done, "total": total})
 
 
 @contextmanager

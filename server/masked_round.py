@@ -117,8 +117,8 @@ class MaskedRounds:
         except (QuorumError, ContributionError) as error:
             return Folded(_Opened(error), self._all_rows(rows), None)
         began_anew = one.lineage == lineage_after(FRESH, number, digest)
-        rows_, lineage = self._all_rows(rows), one.lineage
-        return Folded(opened, rows_, None, lineage, began_anew)
+        whole = self._all_rows(rows)
+        return Folded(opened, whole, None, lineage=one.lineage, began_anew=began_anew)
 
     def _gathered(
         self,
@@ -133,7 +133,8 @@ class MaskedRounds:
 
         If too many sites were lost, those that failed are given one more chance, with
         new keys: a site whose process was started again has no others. Nothing was
-        opened yet, and a repeated round trains the same updates, from the same memory.
+        opened yet, and a repeated round trains the same updates, from the same memory;
+        who has another one does not join the second try.
 
         Raises:
             QuorumError: There are too few.
@@ -142,8 +143,9 @@ class MaskedRounds:
         lineage, among = None, frozenset(self._arm.train)
         for is_last in (False, True):
             if ready is None:
-                given = self._federation, self._arm, number, state.model.size
-                ready = set_up(*given, LeftOut(rows), among)
+                size, left_out = state.model.size, LeftOut(rows)
+                federation, arm = self._federation, self._arm
+                ready = set_up(federation, arm, number, size, left_out, among)
             if lineage is None and past.in_last_sum.issuperset(ready.keys.sites):
                 lineage, among = past.lineage, past.in_last_sum
             lineage = lineage or FRESH
@@ -160,6 +162,9 @@ class MaskedRounds:
                 )
             log.warning("set up anew", extra={"round": number, "failed": failed})
             ready = None
+            for site in set(self._arm.train) - among - set(rows):
+                why = "site was not in the last sum, and waits until all begin anew"
+                rows[site] = SiteRound(site=site, outcome="failed", reason=why)
         return one
 
     def _fits(self, ready: SetUp, number: int) -> bool:

@@ -8,7 +8,7 @@ from server.record import ArmRecord, RunRecord
 from server.report_arms import arm_of, mean_of, value_at
 from server.report_counts import in_tens, sites_in_tens, span
 from server.report_format import join_words, metric_label, plural, show_count
-from server.report_plan import takes_last
+from server.report_plan import plan_of, takes_last
 
 FEW_CASES = 100
 """Below so many test cases, hundredths are a matter of single patients."""
@@ -25,7 +25,7 @@ def caveats_of(record: RunRecord) -> list[str]:
     if federated is None:
         return [caveat for caveat in found if caveat]
     found += _about_rounds(federated)
-    found.append(_began_anew(federated))
+    found.append(_began_anew(record, federated))
     found.append(_left_out(record, federated))
     found.append(_not_judged(record, federated))
     found.append(_undefined(record, federated))
@@ -96,14 +96,15 @@ def _about_rounds(federated: ArmRecord) -> list[str]:
     return found
 
 
-def _began_anew(federated: ArmRecord) -> str:
-    """Where moments were given up for the masks' sake."""
+def _began_anew(record: RunRecord, federated: ArmRecord) -> str:
+    """Where moments were given up for the masks' sake, if the plan keeps any."""
+    plan = plan_of(record)
     numbers = [round_.number for round_ in federated.rounds if round_.began_anew][1:]
-    if not numbers:
+    if not numbers or (plan and not plan.training.keep_optimizer_state):
         return ""
     return (
-        f"In {_numbered(numbers)} all optimisers began without memory, as masks need "
-        "it where a hospital takes part that was not in the sum before."
+        f"In {_numbered(numbers)} all optimisers began without memory: masks require "
+        "this where a hospital takes part that was not in the last sum."
     )
 
 

@@ -94,8 +94,9 @@ class _Trained:
     digest: str
     """`digest_of` the model after the round."""
     lineage: str = ""
+    """As in `RoundRecord`."""
     began_anew: bool | None = None
-    """Both as in `RoundRecord`."""
+    """As in `RoundRecord`."""
     reason: str = ""
     """Why it is void."""
 
@@ -136,8 +137,16 @@ def _train(
         return void, state
     sha256 = write_checkpoint(checkpoints, number, after)
     digest = digest_of(after.model)
-    told = folded.rows, number, sha256, digest, folded.lineage, folded.began_anew
-    return _Trained("closed", *told), after
+    closed = _Trained(
+        "closed",
+        folded.rows,
+        number,
+        sha256,
+        digest,
+        lineage=folded.lineage,
+        began_anew=folded.began_anew,
+    )
+    return closed, after
 
 
 def _judged(

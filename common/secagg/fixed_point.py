@@ -113,8 +113,8 @@ def decode(terms: Terms, total: Masked, survivors: int) -> OpenedSum:
     if tail[:ONES] != [survivors] * ONES or not fits:
         raise ContributionError(
             f"the sum of {survivors} sites does not open: masks are left in it, "
-            "expected them to cancel; a site masked under another model, or sent "
-            "other numbers than it should",
+            "expected them to cancel; a site masked under another model or memory, or "
+            "sent other numbers than it should",
             code="masks",
         )
     signed = total.dtype.newbyteorder("=").str.replace("u", "i")

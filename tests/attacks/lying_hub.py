@@ -3,7 +3,7 @@
 The hospitals are whole: policy, gate, audit log, training on pictures (`serve_order`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +46,6 @@ from server.federation import first_model, plan_layout
 from tests.client.conftest import write_hospital
 
 A = TypeVar("A", bound=Answer)
-_KIND: Mapping[type[Order], str] = {TrainOrder: "train"}
 
 
 class SaidNoError(Exception):
@@ -59,7 +58,8 @@ def ask(folder: Path, order: Order, kind: type[A]) -> A:
     Raises:
         SaidNoError: It refuses.
     """
-    message = Message(to_record(order), 2, _KIND.get(type(order), "query"))
+    kind_of = "train" if isinstance(order, TrainOrder) else "query"
+    message = Message(to_record(order), 2, kind_of)
     message.metadata.__dict__["_message_id"] = "m"
     reply = serve_order(folder, message)[0]
     if reply.has_error():

@@ -10,7 +10,7 @@ import numpy as np
 
 import client.service
 from client.open_site import open_site
-from common.errors import ContributionError
+from common.errors import ContributionError, FedctError
 from common.exchange import TrainOrder
 from common.parameters import digest_of, to_vector
 from common.secagg.lineage import FRESH, lineage_after
@@ -42,7 +42,9 @@ def poisoned(hub: LyingHub) -> str:
     return lineage
 
 
-def mean_of(hub: LyingHub, number: int, lies: dict[str, str]) -> np.ndarray | None:
+def mean_of(
+    hub: LyingHub, number: int, lies: dict[str, str]
+) -> np.ndarray | FedctError | SaidNoError:
     """The mean of all sites' updates, each told its lie about its memory of round 2."""
     one = hub.set_up(number, NAMES)
     try:
@@ -53,19 +55,17 @@ def mean_of(hub: LyingHub, number: int, lies: dict[str, str]) -> np.ndarray | No
         total = np.sum(masked, axis=0, dtype=np.uint32)
         after = lineage_after(lies[VICTIM], number, digest_of(MODEL))
         return hub.opened(one, total, after).mean
-    except (ContributionError, SaidNoError):
-        return None
+    except (ContributionError, SaidNoError) as error:
+        return error
 
 
-def distance(hub: LyingHub, number: int, mean: np.ndarray | None) -> float:
+def distance(hub: LyingHub, number: int, mean: np.ndarray) -> float:
     """From the victim's update to what the hub takes for it, in its own length.
 
     1 is what a hub has that guesses that the victim did not move.
     """
     given = "alone", PLAN.digest, number, 0, MODEL, digest_of(MODEL)
     update = open_site(hub.folders[VICTIM], PLAN).train(TrainOrder(*given), quiet)
-    if mean is None:
-        return 1.0
     found = mean * (sum(hub.train.values()) / hub.train[VICTIM])
     return float(np.linalg.norm(found - update.delta) / np.linalg.norm(update.delta))
 
@@ -83,11 +83,15 @@ def test_no_site_moves_alone_among_optimisers_that_stand_still(
     theirs = poisoned(hub)
     nothing, something = dict.fromkeys(NAMES, FRESH), dict.fromkeys(NAMES, theirs)
     with monkeypatch.context() as weak_site:
-        weak_site.setattr(client.service, "of_lineage", lambda state, order: state)
+        weak_site.setattr(client.service, "begins_anew", lambda order: False)
+        weak_site.setattr(client.service, "checked_memory", lambda state, order: state)
         weak = distance(hub, 3, mean_of(hub, 3, nothing))
-    told_apart = mean_of(hub, 4, {**something, VICTIM: FRESH})
-    assert told_apart is None  # masks that do not cancel
-    assert mean_of(hub, 5, something) is None  # the victim never was there
+    apart = mean_of(hub, 4, {**something, VICTIM: FRESH})
+    assert isinstance(apart, ContributionError)
+    assert apart.code == "masks"
+    never_there = mean_of(hub, 5, something)
+    assert isinstance(never_there, SaidNoError)
+    assert never_there.args == (104029,)
     ours = distance(hub, 6, mean_of(hub, 6, nothing))
     told(f"{weak:.2f} of its length", f"{ours:.2f}")
     assert weak < 0.5

@@ -416,8 +416,8 @@ def gives_another_model(bound: bool) -> bool:
     for site in ready.keys.sites:
         numbers = encode(ready.terms, update_of(site, 40), 10, np.random.default_rng(0))
         is_victim = site == ready.keys.sites[0]
-        model = "00" * 32 if is_victim and bound else LINEAGE
-        mask(ready.keys, site, ready.made[site], model, numbers)
+        lineage = "00" * 32 if is_victim and bound else LINEAGE
+        mask(ready.keys, site, ready.made[site], lineage, numbers)
         total += numbers
     sites = ready.keys.sites
     got = {s: release(ready.keys, sites, ready.held[s]) for s in sites}

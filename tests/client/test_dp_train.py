@@ -156,8 +156,9 @@ def test_without_the_clip_such_a_patient_moves_it_far():
 def test_any_vector_at_all_adds_at_most_the_clip(numbers, clip, patients):
     gradient = torch.tensor(numbers, dtype=torch.float32)
     total = torch.zeros(len(numbers), dtype=torch.int32)
-    grid = Grid.of(clip, len(numbers), patients)
-    add_clipped([total], [gradient], grid)
+    grid, cut = Grid.of(clip, len(numbers), patients), len(numbers) // 2
+    lengths = [cut, len(numbers) - cut]
+    add_clipped(total.split(lengths), gradient.split(lengths), grid)
     units = math.isqrt(sum(int(v) ** 2 for v in total))  # whole numbers: no rounding
     assert units * grid.unit <= clip
     # So many patients at their worst, all in one number, still fit.

@@ -26,6 +26,7 @@ def test_no_key_is_made_up_where_none_is_near():
     assert meant(Plan, ["training", "lr"]) == ""
     assert meant(Plan, ["zzz"]) == ""
     assert meant(Plan, ["training", "name"]) == ""  # in several tables
+    assert meant(Plan, ["task", "attribute"]) == ""  # of the other kind of task
 
 
 def test_a_sites_settings_have_it_too():

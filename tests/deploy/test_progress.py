@@ -55,7 +55,7 @@ def some_events(logger: logging.Logger, rounds: int = 3) -> None:
     logger.info("phantom", extra={"hospital": "north", "done": 1, "total": 2})
     logger.info("phantom", extra={"hospital": "north", "done": 2, "total": 2})
     logger.info("intake", extra={"site": "north"})
-    logger.debug("reading", extra={"what": "files", "done": 1, "total": 3})
+    logger.debug("work", extra={"what": "files", "done": 1, "total": 3})
     logger.info("taken in", extra={"site": "north", "accepted": 7, "found": 9})
     logger.info("arm", extra=arm("federated", 0, rounds))
     for number in range(1, rounds + 1):
@@ -115,7 +115,7 @@ def test_off_a_terminal_a_long_reading_says_now_and_then_how_far_it_is(
     handler._said = 0.0
     monkeypatch.setattr("deploy.progress.time.monotonic", lambda: next(clock))
     for done in range(1, 6):
-        logger.debug("reading", extra={"what": "files", "done": done, "total": 9})
+        logger.debug("work", extra={"what": "files", "done": done, "total": 9})
     handler.stop()
     assert said().splitlines() == ["files 3/9", "files 5/9"]
 
