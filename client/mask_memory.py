@@ -24,6 +24,7 @@ from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
 from client.state import SiteState, load_state, save_state
 from common.errors import ContributionError, StoreError
+from common.secagg.terms import Terms
 
 OPENED = "opened.json"
 """In a run's folder of states: round to the digest of what was opened."""
@@ -121,16 +122,43 @@ def note_opening(
         write_texts(folder / OPENED, {**known, str(number): digest})
 
 
-def load_carried(folder: Path, number: int, size: int) -> Float32[np.ndarray, " P"]:
-    """What rounding had lost after round `number`; zeros for round 0."""
-    carried = load_state(folder / _CARRIED, number).carried
-    return np.zeros(size, np.float32) if carried is None else carried.numpy().copy()
+def load_carried(folder: Path, number: int, terms: Terms) -> Float32[np.ndarray, " P"]:
+    """What rounding had lost after round `number`; zeros for round 0.
+
+    A coarser grid leaves more over. If some sites could be given one, what they carry
+    would drown their next updates, and a sum would be the last site's.
+
+    Args:
+        folder: The run's folder of states.
+        number: The round to go on from.
+        terms: Of the round at hand.
+
+    Raises:
+        ContributionError: It is left over from rounds with another largest weight or
+            number of slots; `code` is "lineage".
+        StoreError: It is gone or damaged.
+    """
+    if number == 0:
+        return np.zeros(terms.size, np.float32)
+    state = load_state(folder / _CARRIED, number)
+    if state.carried is None or state.grid != terms.grid:
+        raise ContributionError(
+            f"site carries what rounding left over up to round {number} under a weight "
+            f"cap and slots of {state.grid}, expected {terms.grid} as in the keys of "
+            f"round {terms.round}; it can take part where all begin anew",
+            code="lineage",
+        )
+    return state.carried.numpy().copy()
 
 
 def save_carried(
-    folder: Path, number: int, carried: Float32[np.ndarray, " P"], keep: int
+    folder: Path,
+    number: int,
+    carried: Float32[np.ndarray, " P"],
+    grid: tuple[int, int],
+    keep: int,
 ) -> None:
     """Write what rounding has lost after round `number`; round `keep`'s stays."""
     make_private_folder(folder)  # not open to others as a mere parent would be
-    state = SiteState(carried=torch.from_numpy(carried))
+    state = SiteState(carried=torch.from_numpy(carried), grid=grid)
     save_state(folder / _CARRIED, number, state, keep)

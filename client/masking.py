@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from jaxtyping import Float32
 
-from client.lineage import lineage_of
+from client.lineage import begins_anew, lineage_of
 from client.mask_memory import (
     check_group,
     load_carried,
@@ -80,6 +81,8 @@ class _Round:
     keys: KeySet | None = None
     dealt: Mapping[str, bytes] = field(default_factory=dict)
     held: dict[str, Shares] = field(default_factory=dict)
+    carried: Float32[np.ndarray, " P"] | None = None
+    """16 bits: what rounding has lost so far, from `answered` until it is masked."""
     lineage: str | None = None
     """`lineage_of` the order that was masked under; set with `answer`."""
     answer: MaskedUpdate | None = None
@@ -161,7 +164,8 @@ class SiteMasks:
 
         Raises:
             ContributionError: The round was masked for another model or memory, its
-                keys are not set up here, or a share does not open; `code` says which.
+                keys are not set up here, a share does not open, or what 16 bits lost
+                is of another grid; `code` says which.
         """
         one = self._round(order.run, order.round)
         if one.lineage is not None:
@@ -171,6 +175,10 @@ class SiteMasks:
         if one.keys is None or one.made is None:
             raise self._unknown(order.round)
         self._check_size(one, order.model.size)  # before it is trained and paid for
+        if one.terms.mask_bits == 16:
+            folder = states_of(self._folder, order.run)
+            since = 0 if begins_anew(order) else order.state_round
+            one.carried = load_carried(folder, since, one.terms)
         others = open_shares(one.keys, self._site, one.made, order.sealed)
         one.held = {**one.held, **others}
         return None
@@ -191,15 +199,13 @@ class SiteMasks:
         self._check_size(one, update.delta.size)
         folder = states_of(self._folder, order.run)
         rounding = _rounding(plan, self._site, order.round)
-        carried = None
-        if plan.privacy.mask_bits == 16:
-            since = order.state_round if order.lineage else 0
-            carried = load_carried(folder, since, update.delta.size)
         note_group(folder, order.round, one.keys.sites, one.terms.threshold)
         weight = masked_weight(plan.federation, update.cases)
-        numbers = encode(one.terms, update.delta, weight, rounding, carried)
-        if carried is not None:
-            save_carried(folder, order.round, carried, order.state_round)
+        numbers = encode(one.terms, update.delta, weight, rounding, one.carried)
+        if one.carried is not None:
+            grid, keep = one.terms.grid, order.state_round
+            save_carried(folder, order.round, one.carried, grid, keep)
+            one.carried = None
         lineage = lineage_of(order)
         mask(one.keys, self._site, one.made, lineage, numbers)
         next_terms = replace(one.terms, round=order.round + 1)

@@ -267,7 +267,8 @@ class SiteService:
         self._check(order)
         self._check_model(order)
         load_vector(self._network, self._layout, order.model)
-        _load_local(self._network, self._recall(order.run, order.state_round))
+        if self._layout.local:
+            _load_local(self._network, self._recall(order.run, order.state_round))
         self._network.eval()
         sums: dict[str, np.ndarray] = {}
         for index, case in enumerate(self._held_out(order.part)):
@@ -346,5 +347,4 @@ def _local_of(network: nn.Module, layout: Layout) -> dict[str, torch.Tensor]:
 
 def _load_local(network: nn.Module, state: SiteState) -> None:
     """FedBN: put the site's own norm layers back."""
-    if state.local:
-        network.load_state_dict(state.local, strict=False)
+    network.load_state_dict(state.local, strict=False)

@@ -55,6 +55,8 @@ class SiteState:
     """Masks of 16 bits: what rounding has lost, float32 [P]."""
     lineage: str = ""
     """Masks: of the rounds and models that it stems from (`secagg.lineage`)."""
+    grid: tuple[int, ...] = ()
+    """Of `carried`: `secagg.terms.Terms.grid` of all the rounds that left it over."""
 
 
 def save_state(folder: Path, number: int, state: SiteState, keep: int) -> None:

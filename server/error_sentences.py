@@ -76,8 +76,11 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
     (40, 20): "site was shown a cap of weights that can't be",
     (40, 21): "site was asked this round with another model or state before, and "
     "answers one question a round; go on to the next round",
-    (40, 29): "site's optimiser does not stem from the rounds and models that it was "
-    "told; it takes part again in the next round that begins with fresh ones",
+    (
+        40,
+        29,
+    ): "site's memory does not stem from the rounds, models and masks that it was "
+    "told of; it takes part again in a round in which all begin anew",
     (51, 1): "site could not read the parts of its order; it is sent again",
     (53, 1): "site has not approved this plan; its engineer decides, with `fedct "
     "client approve`",

@@ -12,11 +12,11 @@ from jaxtyping import Float32
 from common.errors import ContributionError
 from common.exchange import MaskedUpdate, Roster, TrainOrder, Update
 from common.plan import Plan
-from common.secagg.lineage import FRESH
 from server.aggregate import Aggregate, norm_of
 from server.asking import Reply, ask
 from server.error_sentences import numbered
 from server.federation import FEDERATED, Arm, Federation
+from server.past import Past
 from server.record import SiteRound
 from server.robust import open_aggregate
 from server.server_step import ServerState
@@ -47,27 +47,8 @@ class Folded:
     """Under masks: `secagg.lineage.lineage_after` the round."""
     began_anew: bool | None = None
     """Under masks: whether the sites' optimisers began without memory."""
-
-
-@dataclass(frozen=True)
-class Past:
-    """What a round goes on from, by the journal."""
-
-    since: Mapping[str, int]
-    """Site to its last round that counted, where its memory goes on from; 0: none."""
-    last_norm: float | None = None
-    """Median norm of the updates of the last round that counted; one far larger is
-    refused. Unset: there is none, they are held against the model."""
-    lineage: str = FRESH
-    """Under masks: after the last round that counted."""
-
-    @property
-    def in_last_sum(self) -> frozenset[str]:
-        """Sites whose updates counted in the last round that did; at first none."""
-        last = max(self.since.values(), default=0)
-        return frozenset(
-            s for s, number in self.since.items() if last and number == last
-        )
+    weight_cap: int | None = None
+    """Under masks: the largest weight of a site."""
 
 
 def fold_round(

@@ -10,8 +10,7 @@ shares when they have seen that enough others were told the same.
 Memory is one accumulator and one reply, however many sites take part. Sums modulo 2^32
 do not depend on the order of their terms, so nor does the model.
 
-All optimisers of a round go on from the same rounds and models, or from none: where a
-site takes part that was not in the last sum, all begin anew (`common.secagg.lineage`).
+All optimisers of a round go on from the same memory, or from none (`server.past`).
 
 Not covered here: an update that is hostile but well-formed. Norms and values of one
 update are not to be seen any more; the site cuts off what is out of the plan's range.
@@ -40,7 +39,7 @@ from common.secagg.terms import masked_weight
 from server.asking import Reply, ask
 from server.error_sentences import numbered
 from server.federation import Arm, Federation
-from server.folding import Folded, Past, check_cost
+from server.folding import Folded, check_cost
 from server.masked_setup import (
     LeftOut,
     SetUp,
@@ -50,10 +49,13 @@ from server.masked_setup import (
     set_up,
     turn_s,
 )
+from server.past import Past
 from server.record import SiteRound
 from server.server_step import ServerState
 
 log = logging.getLogger("fedct.run")
+
+_WAITS = "site was not in the last sum, and waits for a round in which all begin anew"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,17 +110,25 @@ class MaskedRounds:
         """Ask for masked updates and open their sum; see `folding.fold_round`."""
         self._federation.let_in()
         rows: dict[str, SiteRound] = {}
+        here = can_mask(self._federation, self._arm)
+        fewest = max(self._arm.min_sites, self._arm.plan.privacy.min_cohort)
+        among = past.may_take_part(self._arm.train, here, fewest)
         ready, self._ready = self._ready, None
-        if ready is not None and not self._fits(ready, number):
+        if ready is not None and not self._fits(ready, number, among):
             ready = None
         try:
-            one = self._gathered(ready, state, digest, number, past, rows)
+            one = self._gathered(ready, state, digest, number, past, among, rows)
             opened = _Opened(self._open(one))
         except (QuorumError, ContributionError) as error:
             return Folded(_Opened(error), self._all_rows(rows), None)
-        began_anew = one.lineage == lineage_after(FRESH, number, digest)
-        whole = self._all_rows(rows)
-        return Folded(opened, whole, None, lineage=one.lineage, began_anew=began_anew)
+        return Folded(
+            opened,
+            self._all_rows(rows),
+            None,
+            lineage=one.lineage,
+            began_anew=one.lineage == lineage_after(FRESH, number, digest),
+            weight_cap=one.keys.terms.weight_cap,
+        )
 
     def _gathered(
         self,
@@ -127,6 +137,7 @@ class MaskedRounds:
         digest: str,
         number: int,
         past: Past,
+        among: frozenset[str],
         rows: dict[str, SiteRound],
     ) -> _Sum:
         """Enough masked vectors to open their sum.
@@ -140,13 +151,14 @@ class MaskedRounds:
             QuorumError: There are too few.
             ContributionError: Too few sites could be set up.
         """
-        lineage, among = None, frozenset(self._arm.train)
+        lineage = None
         for is_last in (False, True):
+            self._note_waiting(among, rows)
             if ready is None:
                 size, left_out = state.model.size, LeftOut(rows)
                 federation, arm = self._federation, self._arm
                 ready = set_up(federation, arm, number, size, left_out, among)
-            if lineage is None and past.in_last_sum.issuperset(ready.keys.sites):
+            if lineage is None and past.goes_on(ready.keys):
                 lineage, among = past.lineage, past.in_last_sum
             lineage = lineage or FRESH
             one = self._gather(ready, state, digest, past.since, lineage, rows)
@@ -154,7 +166,7 @@ class MaskedRounds:
             survivors = len(one.survivors)
             if survivors >= fewest:
                 break
-            failed = sum(row.outcome == "failed" for row in rows.values())
+            failed = sum(rows[s].outcome == "failed" for s in among.intersection(rows))
             if is_last or survivors + failed < fewest:
                 raise QuorumError(
                     f"round has {survivors} masked updates, expected at least "
@@ -162,14 +174,16 @@ class MaskedRounds:
                 )
             log.warning("set up anew", extra={"round": number, "failed": failed})
             ready = None
-            for site in set(self._arm.train) - among - set(rows):
-                why = "site was not in the last sum, and waits until all begin anew"
-                rows[site] = SiteRound(site=site, outcome="failed", reason=why)
         return one
 
-    def _fits(self, ready: SetUp, number: int) -> bool:
-        """Whether what was set up is for this round, and for all who are here."""
-        here = can_mask(self._federation, self._arm)
+    def _note_waiting(self, among: frozenset[str], rows: dict[str, SiteRound]) -> None:
+        """Say of sites that are here and may not take part why."""
+        for site in set(can_mask(self._federation, self._arm)) - among - rows.keys():
+            rows[site] = SiteRound(site=site, outcome="failed", reason=_WAITS)
+
+    def _fits(self, ready: SetUp, number: int, among: frozenset[str]) -> bool:
+        """Whether what was set up is for this round, and for all who may take part."""
+        here = [s for s in can_mask(self._federation, self._arm) if s in among]
         return ready.keys.terms.round == number and list(ready.keys.sites) == here
 
     def _all_rows(self, rows: Mapping[str, SiteRound]) -> tuple[SiteRound, ...]:

@@ -81,6 +81,8 @@ class RoundRecord(Record):
     began_anew: bool | None = None
     """Under masks: whether the sites' optimisers began without memory, as in the first
     round and wherever a site takes part that was not in the last sum."""
+    weight_cap: int | None = None
+    """Under masks: the largest weight of a site, which the sums had room for."""
     sites: list[SiteRound]
     """In the order of the plan's sites."""
     validation: dict[str, Metrics] = {}

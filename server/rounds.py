@@ -9,7 +9,7 @@ import gc
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,15 @@ from jaxtyping import Float32
 from common.errors import ContributionError, QuorumError, RunError
 from common.parameters import Layout, digest_of, to_vector
 from common.plan import Plan
-from common.secagg.lineage import FRESH
 from common.sources import PUBLIC
 from common.task import Sums, add_sums
 from server.checkpoint import prune, read_checkpoint, write_checkpoint
 from server.error_sentences import numbered
 from server.federation import Arm, Federation, first_model, judge
-from server.folding import Folded, Past, fold_round
+from server.folding import Folded, fold_round
 from server.journal import Entry, append, entries, open_journal, take_back
 from server.masked_round import MaskedRounds
+from server.past import Past, last_counted, past_of
 from server.record import ArmRecord, Metrics, RoundRecord, SiteRound
 from server.server_step import ServerState, first_state, server_step
 from server.summary import best_round, final_round, mean_metrics, stop_reason
@@ -97,6 +97,8 @@ class _Trained:
     """As in `RoundRecord`."""
     began_anew: bool | None = None
     """As in `RoundRecord`."""
+    weight_cap: int | None = None
+    """As in `RoundRecord`."""
     reason: str = ""
     """Why it is void."""
 
@@ -118,7 +120,7 @@ def _train(
     """Train, fold, step, checkpoint; the mean is gone when this returns."""
     number = len(done) + 1
     digest = done[-1].record.model_digest if done else digest_of(state.model)
-    folded = fold(state, digest, number, _past(done, arm))
+    folded = fold(state, digest, number, past_of(_records(done), arm.train))
     checkpoints = arm.folder / "checkpoints"
     try:
         after = server_step(
@@ -145,6 +147,7 @@ def _train(
         digest,
         lineage=folded.lineage,
         began_anew=folded.began_anew,
+        weight_cap=folded.weight_cap,
     )
     return closed, after
 
@@ -162,7 +165,10 @@ def _judged(
     validation: dict[str, Metrics] = {}
     if trained.outcome == "closed" and _judges_now(number, arm.plan):
         counted = {row.site for row in trained.rows if row.outcome == "accepted"}
-        since = {**_last_counted(done, arm), **dict.fromkeys(counted, number)}
+        since = {
+            **last_counted(_records(done), arm.train),
+            **dict.fromkeys(counted, number),
+        }
         sums = judge(
             federation, arm, arm.validate, state.model, number, since, "validation"
         )
@@ -174,6 +180,7 @@ def _judged(
         updates="under masks" if arm.is_masked else "in the clear",
         lineage=trained.lineage,
         began_anew=trained.began_anew,
+        weight_cap=trained.weight_cap,
         sites=_with_wire(trained.rows, federation),
         validation=validation,
         validation_mean=mean_metrics(validation),
@@ -216,7 +223,7 @@ def _finish(
         )
     state = read_checkpoint(arm.folder / "checkpoints", entry.checkpoint, entry.sha256)
     # Sites keep only their latest memory (FedBN's norm layers), so test with that.
-    since = _last_counted(done, arm)
+    since = last_counted(_records(done), arm.train)
     sums = judge(federation, arm, arm.test, state.model, last, since, "test")
     public = (PUBLIC,) if _has_public(federation, arm.plan) else ()
     shown = judge(federation, arm, public, state.model, last, since, "test")
@@ -272,37 +279,6 @@ def _latest(done: Sequence[Entry], checkpoints: Path) -> ServerState | None:
     if not done:
         return None
     return read_checkpoint(checkpoints, done[-1].checkpoint, done[-1].sha256)
-
-
-def _past(done: Sequence[Entry], arm: Arm) -> Past:
-    """What the next round goes on from."""
-    since, closed = _last_counted(done, arm), _closed(done)
-    lineage = closed[-1].lineage if closed else FRESH
-    return Past(since, _last_norm(closed), lineage)
-
-
-def _closed(done: Sequence[Entry]) -> list[RoundRecord]:
-    """The rounds that counted."""
-    return [record for record in _records(done) if record.outcome == "closed"]
-
-
-def _last_norm(closed: Sequence[RoundRecord]) -> float | None:
-    """The median norm of the updates that last counted."""
-    for record in reversed(closed):
-        norms = [row.update_norm for row in record.sites if row.update_norm]
-        if norms:
-            return float(np.median(norms))
-    return None
-
-
-def _last_counted(done: Sequence[Entry], arm: Arm) -> Mapping[str, int]:
-    """Site to the last round whose model holds its update; 0 if there is none."""
-    last = dict.fromkeys(arm.train, 0)
-    for record in _closed(done):
-        for row in record.sites:
-            if row.outcome == "accepted":
-                last[row.site] = record.number
-    return last
 
 
 def _has_public(federation: Federation, plan: Plan) -> bool:

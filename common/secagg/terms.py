@@ -70,6 +70,11 @@ class Terms:
         return ((1 << (self.mask_bits - 1)) - 1) // self.slots
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """What a round adds to the plan that a number depends on: cap and slots."""
+        return self.weight_cap, self.slots
+
+    @property
     def fewest(self) -> int:
         """Fewest survivors whose sum may be opened."""
         return max(self.threshold, self.min_cohort)

@@ -24,17 +24,22 @@ import sqlite3
 import statistics
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from client.mask_memory import save_carried
+from client.state import load_state, save_state
 from common.plan import Plan
 from common.plan_file import load_plan, plan_toml
+from common.secagg.lineage import FRESH, lineage_after
+from common.secagg.terms import masked_weight
 from deploy.progress import show_progress
 from deploy.simulate import simulate
 from server.federation import first_model
+from server.journal import read_journal
 from server.record import ArmRecord, RunRecord
 
 PLANS = Path(__file__).resolve().parents[2] / "deploy" / "plans"
@@ -203,13 +208,22 @@ def _branch(start: Path, out: Path, plan: Path, seed: int) -> None:
         (partial / name).unlink()
     shutil.rmtree(partial / "model")
     run = f"{seeded.digest[:16]}-federated"
+    last = read_journal(partial / "journal.sqlite")[1][-1].record
+    # As if these rounds had been under masks, so that nobody begins anew.
+    cases = [masked_weight(seeded.federation, row.cases) for row in last.sites]
+    grid, lineage = (max(cases), len(cases)), lineage_after(FRESH, last.number, "")
     nothing = np.zeros(first_model(seeded)[1].size, np.float32)
     for before in partial.glob("sites/*/state/*-federated"):
         states = before.rename(before.with_name(run))
-        save_carried(states, int(start.name.split("-")[1]), nothing, 0)
+        state = replace(load_state(states, last.number), lineage=lineage)
+        save_state(states, last.number, state, last.number - 1)
+        save_carried(states, last.number, nothing, grid, 0)
+    last = last.model_copy(update={"lineage": lineage, "weight_cap": grid[0]})
     with closing(sqlite3.connect(partial / "journal.sqlite")) as journal, journal:
         for key, value in (("plan", seeded.digest), ("run", run)):
             journal.execute("UPDATE run SET value = ? WHERE key = ?", (value, key))
+        row = last.model_dump_json(), last.number
+        journal.execute("UPDATE round SET record = ? WHERE number = ?", row)
     partial.rename(out)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import server.masked_round
-from common.errors import ContributionError
+from common.errors import ContributionError, StoreError
 from common.exchange import (
     KeysOrder,
     MaskedUpdate,
@@ -296,6 +296,48 @@ def test_a_second_try_is_made_from_the_memory_of_the_first(tmp_path):
     assert [r.began_anew for r in record.rounds] == [True, False, False, True]
     assert lineages(grid, 3) == [record.rounds[1].lineage]
     assert "west" not in {s for s, o in grid.orders if o.round == 3}
+
+
+def test_a_site_that_never_delivers_costs_the_others_their_memory_seldom(tmp_path):
+    """It gives its keys and shares each time, and then nothing."""
+    the_plan = plan(
+        privacy__secure_aggregation="on",
+        federation__deadline_s=0.3,
+        federation__rejoin_s=0.0,
+        federation__rounds=9,
+    )
+    faults = {("west", TrainOrder, n): silent for n in range(2, 10)}
+    grid = MaskedGrid(CASES, tmp_path / "sites", the_plan, faults)
+    record, _ = run(tmp_path / "run", grid, the_plan)
+    anew = [r.number for r in record.rounds if r.began_anew]
+    assert anew == [1, 3, 9]
+    waiting = [r.sites[-1].reason for r in record.rounds if r.number in (4, 8)]
+    assert all("waits for a round in which all begin anew" in why for why in waiting)
+    steady = [o for s, o in grid.asked if s == "east" and isinstance(o, KeysOrder)]
+    assert {o.round for o in steady} == {1, 3, 4, 9}  # set up only as the sites change
+
+
+def test_a_needed_site_without_its_memory_has_all_begin_anew(tmp_path):
+    three = {"east": 10, "mid": 25, "west": 20}
+
+    class Forgetful(MaskedGrid):
+        def masked(self, site, order):
+            if site == "west" and isinstance(order, TrainOrder) and order.lineage:
+                raise StoreError("site lost its training state", code="state")
+            return super().masked(site, order)
+
+    the_plan = plan(
+        privacy__secure_aggregation="on",
+        federation__deadline_s=0.3,
+        federation__rejoin_s=0.0,
+        federation__rounds=5,
+    )
+    grid = Forgetful(three, tmp_path / "sites", the_plan)
+    arm = arm_of(the_plan, tmp_path / "run", three)
+    record, _ = run_arm(open_federation(grid, arm), arm)
+    outcomes = [r.outcome for r in record.rounds]
+    assert outcomes[:4] == ["closed", "void", "void", "closed"]
+    assert record.rounds[3].began_anew
 
 
 def test_a_void_round_leaves_no_mark_on_the_chain(tmp_path):

@@ -13,7 +13,8 @@ from common.signing import asked_of, public_text, seal
 from common.wire import from_record
 from server.asking import Line, ask, roll_call
 from server.federation import open_federation
-from server.folding import Past, fold_round
+from server.folding import fold_round
+from server.past import Past
 from server.presence import Presence
 from server.server_step import first_state
 from server.verifying import Keys, Verifier
