@@ -1,10 +1,13 @@
 """What a round goes on from: laws of the journal's last rounds."""
 
+from dataclasses import replace
+
 import pytest
 
 from common.secagg.lineage import FRESH
-from server.past import SELDOM, STUCK, past_of
+from server.past import SELDOM, STUCK, Past, past_of
 from server.record import RoundRecord, SiteRound
+from tests.common.secagg.cohort import cohort
 
 SITES = ("east", "mid", "west")
 
@@ -74,3 +77,13 @@ def test_who_joins_waits_once_all_began_anew_for_another():
 def test_updates_are_held_against_the_last_norms_there_were():
     records = [closed(1, norm=2.0), closed(2, norm=3.0), void(3)]
     assert past_of(records, SITES).last_norm == 3.0
+
+
+def test_a_round_goes_on_among_the_sites_and_under_the_cap_of_the_last():
+    keys = cohort(3).keys
+    same = Past(dict.fromkeys(keys.sites, 4), weight_cap=keys.terms.weight_cap)
+    assert same.goes_on(keys)
+    assert not replace(same, since={**same.since, keys.sites[0]: 3}).goes_on(keys)
+    assert not replace(same, weight_cap=keys.terms.weight_cap + 1).goes_on(keys)
+    fewer = dict(list(keys.announcements.items())[1:])
+    assert same.goes_on(replace(keys, announcements=fewer))  # one was lost
