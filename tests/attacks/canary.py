@@ -12,7 +12,7 @@ the places of `tests.faults.points`.
 
 import base64
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,20 +193,24 @@ class Canaries:
         (source / f"{self.nest.name()}.txt").write_bytes(words)
         (source / f"{self.nest.name()}.dcm").write_bytes(b"\0" * 128 + b"DICM" + words)
 
-    def run(self, rounds: int, *, kill: bool, **changes: object) -> Run:
+    def run(
+        self, rounds: int, *, kill: bool, wrong: Sequence[int], **changes: object
+    ) -> Run:
         """A run in which sites stumble, refuse and lie with canaries about them.
 
         Args:
-            rounds: At least three.
+            rounds: How many.
+            wrong: In which of them the first site stumbles, refuses, and lies.
             kill: Whether a service dies in training, too, and is started again.
             changes: To the plan.
         """
         first, *_, last = self.fed.sites.values()
         here = f"{__name__}:"
         desk.pause(first.folder, str(self.nest.text("LO", "reason of a pause")))
-        first.at("begin", f"{here}stumble", round=1)
-        first.at("begin", f"{here}refuse", round=2)
-        first.at("made", f"{here}sign_as_patient", round=3)
+        stumbling, refusing, signing = wrong
+        first.at("begin", f"{here}stumble", round=stumbling)
+        first.at("begin", f"{here}refuse", round=refusing)
+        first.at("made", f"{here}sign_as_patient", round=signing)
         first.at("made", f"{here}name_a_sum", kind="judge")
         if kill:
             last.at("training", "hold", round=1)

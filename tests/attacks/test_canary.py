@@ -2,6 +2,7 @@
 
 import pytest
 
+from server.past import SELDOM
 from tests.attacks.canary import (
     SPELLINGS,
     Canaries,
@@ -27,27 +28,33 @@ from tests.faults.invariants import read_audit
 )
 def test_no_canary_leaves_a_hospital_and_a_planted_one_is_found(tmp_path, told):
     with canary_federation(tmp_path / "fed", ("first", "second")) as canaries:
-        _check_nothing_leaves(canaries, told, rounds=3, kill=False)
+        wrong = (1, 2, 3)
+        _check_nothing_leaves(canaries, told, rounds=3, kill=False, wrong=wrong)
 
 
 @row(
     "insider",
-    "the same under masks: five rounds of four sites, of which one is killed",
+    "the same under masks: nine rounds of four sites, of which one is killed",
     "egress gate, numbers in place of texts",
 )
 def test_no_canary_leaves_under_masks(tmp_path, told):
     names = ("first", "second", "third", "fourth")
     with canary_federation(tmp_path / "fed", names) as canaries:
         masks = {"privacy__secure_aggregation": "on"}
-        run = _check_nothing_leaves(canaries, told, rounds=5, kill=True, **masks)
+        wrong = (1, 2, 3 + SELDOM)  # after the second time it has to wait
+        run = _check_nothing_leaves(
+            canaries, told, rounds=4 + SELDOM, kill=True, wrong=wrong, **masks
+        )
     rounds = [entry.record for entry in run.journal()]
     assert {(r.outcome, r.updates) for r in rounds} == {("closed", "under masks")}
 
 
-def _check_nothing_leaves(canaries: Canaries, told, *, rounds, kill, **changes) -> Run:
+def _check_nothing_leaves(
+    canaries: Canaries, told, *, rounds, kill, wrong, **changes
+) -> Run:
     canaries.disturb()
-    run = canaries.run(rounds, kill=kill, **changes)
-    _check_it_went_wrong_as_planned(canaries, run)
+    run = canaries.run(rounds, kill=kill, wrong=wrong, **changes)
+    _check_it_went_wrong_as_planned(canaries, run, wrong)
     found = canaries.found()
     searched = outside(canaries.fed)
     size = sum(path.stat().st_size for path in searched)
@@ -75,10 +82,10 @@ def _check_nothing_leaves(canaries: Canaries, told, *, rounds, kill, **changes) 
     return run
 
 
-def _check_it_went_wrong_as_planned(canaries: Canaries, run) -> None:
+def _check_it_went_wrong_as_planned(canaries: Canaries, run, wrong) -> None:
     """Or the search would prove little."""
     first = canaries.fed.site("first")
-    reasons = [run.reason("first", number) for number in (1, 2, 3)]
+    reasons = [run.reason("first", number) for number in wrong]
     assert [reason[reason.index("(error") :] for reason in reasons] == [
         "(error 1)",
         "(error 53.12)",
