@@ -75,35 +75,27 @@ class Audited:
     """The same with a tenth of the noise."""
     canaries: int
     """How many coins."""
-    guesses: int
-    """How many were guessed."""
 
 
-def audit_dp(
-    steps: NoisySteps, delta: float, *, canaries: int = CANARIES, seed: int = 0
-) -> Audited:
+def audit_dp(steps: NoisySteps, delta: float) -> Audited:
     """Audit what a site claims.
 
     Args:
         steps: Chance to be drawn, noise and number of steps.
         delta: Of the claim.
-        canaries: m; more of them can show a larger epsilon.
-        seed: Of the coins.
     """
-    guesses = canaries * GUESSED // CANARIES
 
     def bound(noise: float) -> float:
-        coins = np.random.default_rng(seed).random(canaries) < 0.5
+        coins = np.random.default_rng(0).random(CANARIES) < 0.5
         scores = canary_scores(coins, steps.rate, noise, steps.steps)
-        right = guesses_right(scores, coins, guesses)
-        return epsilon_at_least(canaries, guesses, right, delta)
+        right = guesses_right(scores, coins, GUESSED)
+        return epsilon_at_least(CANARIES, GUESSED, right, delta)
 
     return Audited(
         claimed=cost_of([steps], delta).epsilon,
         bound=bound(steps.noise_multiplier),
         bound_with_bug=bound(steps.noise_multiplier / BUG),
-        canaries=canaries,
-        guesses=guesses,
+        canaries=CANARIES,
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import client.masking
 from client.lineage import lineage_of
 from common.errors import ContributionError, StoreError
-from common.exchange import TrainOrder, Update
+from common.exchange import JudgeOrder, TrainOrder, Update
 from common.parameters import digest_of
 from common.secagg.lineage import FRESH, lineage_after
 from tests.attacks.masked_lab import MODEL, Lab, plan_of, update_of
@@ -124,6 +124,12 @@ def test_a_site_that_lost_its_state_takes_part_where_all_begin_anew(
     whole = make_service(plan, tmp_path / "whole")
     wanted = whole.train(masked(plan, 3, 0), quiet).delta
     assert np.array_equal(again.train(masked(plan, 3, 2), quiet).delta, wanted)
+    model = orders[-1].model
+    asked = "run", plan.digest, 2, 2, "validation", model, digest_of(model)
+    judged = again.judge(JudgeOrder(*asked)).sums
+    assert judged["cases"] > 0
+    expected = whole.judge(JudgeOrder(*asked)).sums
+    assert all(np.array_equal(judged[name], expected[name]) for name in expected)
 
 
 def test_norm_layers_stay_a_sites_own_where_optimisers_begin_anew(
