@@ -12,13 +12,14 @@ them, and counts as lost for that round; the next set-up has it back.
 Not covered here: training, and whether an update may leave at all (`client.rules`).
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jaxtyping import Float32
 
 from client.lineage import begins_anew, lineage_of
@@ -30,7 +31,9 @@ from client.mask_memory import (
     save_carried,
 )
 from client.peers import check_peers
+from client.secret_random import KEY_BYTES, SecretStream
 from client.state import states_of
+from common.canonical import items
 from common.errors import ContributionError
 from common.exchange import (
     KeysOrder,
@@ -45,7 +48,7 @@ from common.exchange import (
 )
 from common.plan import Plan
 from common.plan_privacy import is_masked
-from common.secagg.fixed_point import encode
+from common.secagg.fixed_point import Draw, encode
 from common.secagg.keys import (
     Announcement,
     KeySet,
@@ -100,7 +103,8 @@ class SiteMasks:
         Args:
             folder: The site's folder.
             site: Its name.
-            identity: Signs round keys, and which survivors it was told.
+            identity: Signs round keys, and which survivors it was told; what updates
+                are rounded by is derived from it.
         """
         self._folder = folder
         self._site = site
@@ -198,7 +202,7 @@ class SiteMasks:
         assert one.made is not None
         self._check_size(one, update.delta.size)
         folder = states_of(self._folder, order.run)
-        rounding = _rounding(plan, self._site, order.round)
+        rounding = secret_rounding(self._identity, order.run, order.round)
         note_group(folder, order.round, one.keys.sites, one.terms.threshold)
         weight = masked_weight(plan.federation, update.cases)
         numbers = encode(one.terms, update.delta, weight, rounding, one.carried)
@@ -332,8 +336,8 @@ class SiteMasks:
         )
 
 
-def _rounding(plan: Plan, site: str, number: int) -> np.random.Generator:
-    """Seeded by plan, site and round, so that a repeated round rounds alike."""
-    text = f"{plan.plan.seed}/{site}/rounding/{number}"
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
-    return np.random.default_rng(seed)
+def secret_rounding(identity: Ed25519PrivateKey, run: str, number: int) -> Draw:
+    """A round's draws, which nobody else foretells; a repeated round rounds alike."""
+    info = items({"purpose": "fedct rounding", "run": run, "round": number})
+    key = HKDF(SHA256(), KEY_BYTES, None, info).derive(identity.private_bytes_raw())
+    return SecretStream(key).fractions

@@ -1,9 +1,10 @@
-"""Random numbers that nobody can foretell: for noise and for who is drawn.
+"""Random numbers that nobody can foretell: for noise, for who is drawn, for rounding.
 
 The bits are an AES-256 keystream in counter mode (NIST SP 800-90A, section 10.2, uses
 the same) under a key from the operating system that lives as long as this object and
-is never stored. A general-purpose generator, torch's or numpy's, can be wound back from
-its output; noise that can be foretold can be taken off again.
+is never stored, or under one that follows from a site's own. A general-purpose
+generator, torch's or numpy's, can be wound back from its output; noise that can be
+foretold can be taken off again.
 
 Floating-point attacks (Mironov 2012) read the data off the low bits of a noisy number,
 because some doubles can only come from some sums. Here noise is rounded to whole
@@ -23,7 +24,7 @@ import os
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from jaxtyping import Float64, UInt64
+from jaxtyping import Float32, Float64, UInt64
 from torch import Tensor
 
 KEY_BYTES = 32
@@ -41,7 +42,7 @@ class SecretStream:
     """An endless stream of random numbers under one secret key."""
 
     def __init__(self, key: bytes | None = None) -> None:
-        """Draw a key from the operating system; tests give one."""
+        """Draw a key from the operating system, or take one."""
         secret = os.urandom(KEY_BYTES) if key is None else key
         self._keystream = Cipher(algorithms.AES(secret), modes.CTR(bytes(16)))
         self._cut = self._keystream.encryptor()
@@ -58,6 +59,11 @@ class SecretStream:
     def uniform(self, count: int) -> Float64[np.ndarray, " N"]:
         """From 0 to below 1, in steps of 2^-53."""
         return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def fractions(self, count: int) -> Float32[np.ndarray, " N"]:
+        """From 0 to below 1, in steps of 2^-24: half as many bits as `uniform`."""
+        halves = self.words((count + 1) // 2).view(np.uint32)[:count]
+        return (halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
     def generator(self) -> np.random.Generator:
         """A quick generator for what needs no secrecy by itself: places of patches."""

@@ -6,6 +6,7 @@ numbers: `site.json` (this module), `plan.toml` (the plan it approved), `store/`
 with), `site.log`.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -42,14 +43,17 @@ class SiteConfig(BaseModel):
     """"auto": the first GPU if there is one; "cpu"; or a device like "cuda:1"."""
 
 
-def write_site(folder: Path, config: SiteConfig, plan_toml: str) -> None:
-    """Create a site's folder, mode 0700, with its config, plan and signing key.
+def write_site(folder: Path, config: SiteConfig, plan_toml: str, seed: int) -> None:
+    """Create a rehearsal's site: a folder of mode 0700, with config, plan, signing key.
 
-    A key that is there already stays, so that a site keeps its identity.
+    The key follows from seed and name, as how a site rounds under masks follows from
+    its key: so a rehearsal ends in the same model again. It is no secret, and need be
+    none among folders of one machine.
     """
     make_private_folder(folder)
     make_private_folder((folder / SIGN_KEY).parent)
-    make_signing_key(folder / SIGN_KEY)
+    text = f"fedct rehearsal key/{seed}/{config.name}"
+    make_signing_key(folder / SIGN_KEY, hashlib.sha256(text.encode()).digest())
     write_private(folder / SITE_FILE, config.model_dump_json(indent=2).encode())
     write_private(folder / PLAN_FILE, plan_toml.encode())
 

@@ -185,20 +185,22 @@ def _short(value: object) -> str:
 # --- keys -------------------------------------------------------------------------
 
 
-def make_signing_key(path: Path) -> Ed25519PrivateKey:
+def make_signing_key(path: Path, seed: bytes | None = None) -> Ed25519PrivateKey:
     """Make a key in a file of mode 0600; one that is there already stays.
 
     Args:
         path: In a folder that others can't enter.
+        seed: 32 bytes that the key is, for a rehearsal; unset, nobody can foretell it.
 
     Raises:
         JoinError: A file is there that is no such key, or others may read it.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    key = Ed25519PrivateKey.from_private_bytes(seed or secrets.token_bytes(32))
     try:
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(private_pem(Ed25519PrivateKey.generate()))
+            file.write(private_pem(key))
             file.flush()
             os.fsync(file.fileno())
         with suppress(FileExistsError):

@@ -190,10 +190,10 @@ def _lay_out(
         config = SiteConfig(
             name=name, source=absolute, public=name == PUBLIC, device=device
         )
-        write_site(run.site_folder(name), config, text)
+        write_site(run.site_folder(name), config, text, plan.plan.seed)
     members = tuple(str(run.site_folder(name).resolve()) for name in run.sites)
     pooled = SiteConfig(name=POOLED, members=members, device=device)
-    write_site(run.site_folder(POOLED), pooled, text)
+    write_site(run.site_folder(POOLED), pooled, text, plan.plan.seed)
     write_arms(out, list(run.arms))
     return run
 

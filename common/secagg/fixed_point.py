@@ -7,23 +7,28 @@ sum that they could not add up to is refused, so a site that does not cut its nu
 moves no mean beyond the range. Behind the update stand the weight, byte by byte, and a
 few ones: their sums say whether the masks of all sites fell away.
 
-The rounding comes from a generator that is passed in. It hides nothing (masks do) and
-is seeded like the training, so that a repeated round is the same to the bit.
+The draws are passed in, and must be the site's secret. Where a step of the grid is
+wider than a change, a number is 1 or -1 only where u is near an edge. A hub that knew
+everybody's u would know which site moved a number of the sum
+([27](../../docs/decisions/0027-secure-aggregation.md)).
 
 Not covered here: an honest weight. The hub compares the sum of the weights with what
 the sites said at the roll call.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, UInt16, UInt32
+from jaxtyping import Float, Float32, UInt16, UInt32
 
 from common.errors import ContributionError, TrainingError
 from common.secagg.terms import Terms
 
 Masked = UInt32[np.ndarray, " L"] | UInt16[np.ndarray, " L"]
 """Numbers modulo 2^32 or 2^16: the update, then the tail."""
+Draw = Callable[[int], Float[np.ndarray, " N"]]
+"""So many numbers from 0 to below 1."""
 ONES, LIMBS = 4, 3
 """The tail: so many ones, then so many bytes of the weight, lowest first."""
 TAIL = ONES + LIMBS
@@ -44,7 +49,7 @@ def encode(
     terms: Terms,
     delta: Float32[np.ndarray, " P"],
     weight: int,
-    rounding: np.random.Generator,
+    rounding: Draw,
     carried: Float32[np.ndarray, " P"] | None = None,
 ) -> Masked:
     """A site's update times its weight, as fixed-point numbers; not yet masked.
@@ -53,7 +58,7 @@ def encode(
         terms: Of the round.
         delta: Local minus global parameters.
         weight: Training cases, or 1 where all sites count alike; cut to the cap.
-        rounding: One number per parameter is drawn.
+        rounding: Draws one number per parameter; known to the site alone.
         carried: What earlier rounds did not get across (error feedback, Seide 2014);
             it is added, and replaced in place by what is left over now.
 
@@ -75,7 +80,7 @@ def encode(
             )
         scaled = np.clip(wanted, -terms.mask_range, terms.mask_range)
         scaled *= scale
-        scaled += rounding.random(scaled.size, dtype=np.float32)
+        scaled += rounding(scaled.size)
         np.floor(scaled, out=scaled)
         numbers[part] = scaled.astype(np.int64).astype(numbers.dtype)
         if carried is not None:

@@ -101,7 +101,7 @@ def open_sites(
             public=name == "judge",
             device="cpu",
         )
-        write_site(root / name, config, plan_toml(plan))
+        write_site(root / name, config, plan_toml(plan), plan.plan.seed)
         services[name] = open_site(root / name, plan)
     judge = services.pop("judge")
     return Sites(plan, services, judge)

@@ -54,7 +54,7 @@ from tests.attacks.masked_lab import (
 )
 from tests.attacks.rows import SERVER, row
 from tests.client.conftest import write_hospital
-from tests.common.secagg.cohort import LINEAGE, cohort
+from tests.common.secagg.cohort import LINEAGE, cohort, draws
 
 TRIALS = 10
 FIVE = ["east", "mid", "north", "south", "west"]
@@ -414,7 +414,7 @@ def gives_another_model(bound: bool) -> bool:
     ready = cohort(5)
     total = np.zeros(40 + TAIL, np.uint32)
     for site in ready.keys.sites:
-        numbers = encode(ready.terms, update_of(site, 40), 10, np.random.default_rng(0))
+        numbers = encode(ready.terms, update_of(site, 40), 10, draws(0))
         is_victim = site == ready.keys.sites[0]
         lineage = "00" * 32 if is_victim and bound else LINEAGE
         mask(ready.keys, site, ready.made[site], lineage, numbers)
@@ -478,7 +478,7 @@ def sees_through(bits: int, masked: bool) -> tuple[float, float]:
     ready = cohort(5, size=size, privacy=Privacy(mask_bits=bits, mask_range=1.0))
     site = ready.keys.sites[2]
     delta = update_of(site, size)
-    numbers = encode(ready.terms, delta, 50, np.random.default_rng(1))
+    numbers = encode(ready.terms, delta, 50, draws(1))
     if masked:
         mask(ready.keys, site, ready.made[site], LINEAGE, numbers)
     signed = numbers[:size].view(f"i{bits // 8}").astype(np.float64)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.secret_random import SecretStream
 from common.exchange import MaskedUpdate, Opening, OpenOrder, TrainOrder
 from common.plan_privacy import Privacy
 from common.secagg.fixed_point import Masked, decode, encode
@@ -110,7 +111,7 @@ def mask_s(one: Round, delta: np.ndarray, repeats: int) -> tuple[float, Masked]:
     def work() -> None:
         kept.clear()
         carried = np.zeros_like(delta) if one.terms.mask_bits == 16 else None
-        rounding = np.random.default_rng(1)
+        rounding = SecretStream().fractions
         numbers = encode(one.terms, delta, 50, rounding, carried)
         mask(one.keys, site, one.made[site], MODEL, numbers)
         kept.append(numbers)
@@ -134,7 +135,7 @@ def closed_sum(keys: KeySet, one: Round, clear: Masked, survivors: tuple[str, ..
 def open_s(one: Round, delta: np.ndarray, lost: int, repeats: int) -> float:
     """Join shares, take masks off, read the mean, which must be the update."""
     survivors = one.names[: len(one.names) - lost]
-    clear = encode(one.terms, delta, 50, np.random.default_rng(1))
+    clear = encode(one.terms, delta, 50, SecretStream().fractions)
     clear *= clear.dtype.type(len(survivors))  # all sent the same
     closed = closed_sum(one.keys, one, clear, survivors)
     asked = survivors[: one.terms.threshold]

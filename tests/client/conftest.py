@@ -105,7 +105,7 @@ def make_site(hospital_pictures) -> Callable[..., Path]:
             members=tuple(map(str, members)),
             device="cpu",
         )
-        write_site(folder, config, plan_toml(plan))
+        write_site(folder, config, plan_toml(plan), plan.plan.seed)
         return folder
 
     return make

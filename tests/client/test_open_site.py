@@ -49,7 +49,7 @@ def test_a_public_site_has_test_cases_only(make_site, tmp_path):
 
 
 def test_a_member_without_a_source_is_named(tmp_path):
-    write_site(tmp_path / "north", SiteConfig(name="north"), SLICES)
+    write_site(tmp_path / "north", SiteConfig(name="north"), SLICES, 1)
     with pytest.raises(StoreError, match="'north' has no source"):
         open_site(tmp_path / "north", PLAN)
 

@@ -18,6 +18,16 @@ def test_the_bits_are_an_aes_256_keystream():
     )
 
 
+def test_fractions_are_24_bits_of_the_keystream_and_fill_what_lies_between_0_and_1():
+    words = SecretStream(KEY).words(2 * PIECE).view(np.uint32)
+    drawn = SecretStream(KEY).fractions(4 * PIECE)
+    assert drawn.dtype == np.float32
+    assert np.array_equal(drawn.astype(np.float64), (words >> 8) / 2.0**24)
+    assert kstest(drawn, "uniform").pvalue > 0.01
+    assert 0 <= drawn.min() < 1e-4 < 1 - 1e-4 < drawn.max() < 1
+    assert [len(SecretStream(KEY).fractions(count)) for count in (0, 1, 7)] == [0, 1, 7]
+
+
 def test_without_a_key_no_two_streams_are_alike_whatever_torch_and_numpy_are_seeded():
     seen = []
     for _ in range(2):

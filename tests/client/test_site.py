@@ -14,13 +14,13 @@ CONFIG = SiteConfig(
 
 
 def test_a_config_comes_back_as_it_was(tmp_path):
-    write_site(tmp_path / "north", CONFIG, SLICES)
+    write_site(tmp_path / "north", CONFIG, SLICES, 1)
     assert read_site(tmp_path / "north") == CONFIG
     assert (tmp_path / "north" / "plan.toml").read_text() == SLICES
 
 
 def test_a_site_s_folder_is_private(tmp_path):
-    write_site(tmp_path / "north", CONFIG, SLICES)
+    write_site(tmp_path / "north", CONFIG, SLICES, 1)
     assert (tmp_path / "north").stat().st_mode & 0o777 == 0o700
     for path in (tmp_path / "north").rglob("*"):
         mode = 0o700 if path.is_dir() else 0o600
@@ -33,7 +33,7 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path):
     folder.chmod(0o755)
     (folder / "theirs").write_text("x")
     with pytest.raises(StoreError, match="mode 0755, expected 0700"):
-        write_site(folder, CONFIG, SLICES)
+        write_site(folder, CONFIG, SLICES, 1)
     assert [path.name for path in folder.iterdir()] == ["theirs"]
 
 

@@ -94,7 +94,8 @@ def test_the_patch_of_a_new_plan_fits_a_whole_chest(tmp_path):
     both = [f"a={tmp_path / 'a'}", f"b={tmp_path}"]
     write_plan(plan, both, "segmentation", ["*"], "dicom")
     source = Source(source=str(tmp_path / "a"), format="dicom")
-    write_site(tmp_path / "site", SiteConfig(name="a", source=source), plan.read_text())
+    site = SiteConfig(name="a", source=source)
+    write_site(tmp_path / "site", site, plan.read_text(), 1)
     data = open_cases(tmp_path / "site", load_plan(plan)).data
     assert (data.count.accepted, data.count.found) == (1, 1)
 

@@ -33,6 +33,7 @@ The product's own waiting times on the line are shortened (`SHORT`), unless the 
 
 import hashlib
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+import pytest
 
 from client.install import install, read_kit
 from client.joining import create_site
@@ -232,6 +235,8 @@ def federation(
         sites: Names of the hospitals.
         write_patients: Writes so many patients of a hospital below a folder.
     """
+    if shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin") is None:
+        pytest.skip("nginx is not installed; tests/debian.sh installs it")
     ports = free_port(), free_port()
     control = folder / "control"
     control.mkdir(parents=True)

@@ -8,18 +8,21 @@ function of the recorded site sets only, each update counted once, and a run tha
 killed and resumed is the run that was not.
 """
 
-import hashlib
+import hmac
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from client.open_site import open_site
 from client.service import SiteService
-from client.site_file import CLIENT_FILE
+from client.site_file import CLIENT_FILE, SIGN_KEY
+from common.canonical import items
 from common.exchange import TrainOrder, Update
+from common.keys import read_signing_key
 from common.parameters import digest_of, to_vector
 from common.plan import Plan
 from server.federation import first_model
@@ -35,18 +38,18 @@ class Oracle:
         self._services: dict[tuple[str, str], SiteService] = {}
         self._runs = 0
 
-    def models(self, plan: Plan, done: Sequence[Entry]) -> list[np.ndarray]:
-        """The model after each round, float32[P]."""
+    def models(self, plan: Plan, run: str, done: Sequence[Entry]) -> list[np.ndarray]:
+        """The model after each round of the run of this id, float32[P]."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as at the sites: sums depend on it
         try:
-            return self._models(plan, done)
+            return self._models(plan, run, done)
         finally:
             torch.set_num_threads(threads)
 
-    def _models(self, plan: Plan, done: Sequence[Entry]) -> list[np.ndarray]:
+    def _models(self, plan: Plan, run: str, done: Sequence[Entry]) -> list[np.ndarray]:
         self._runs += 1
-        run, since = f"oracle-{self._runs}", dict.fromkeys(self._sites, 0)
+        own, since = f"oracle-{self._runs}", dict.fromkeys(self._sites, 0)
         network, layout = first_model(plan)
         model, models = to_vector(network, layout), []
         # As told at the roll call: a site is in a row with its cases once it answered.
@@ -58,12 +61,13 @@ class Oracle:
             for site in [row.site for row in rows if row.outcome == "accepted"]:
                 begin = 0 if entry.record.began_anew else since[site]
                 order = TrainOrder(
-                    *(run, plan.digest, number, begin, model, digest_of(model))
+                    *(own, plan.digest, number, begin, model, digest_of(model))
                 )
                 updates.append(self._service(site, plan).train(order, _ignore))
             masked = entry.record.updates == "under masks"
             if masked and entry.record.outcome == "closed":
-                model = model + _masked_mean(plan, number, updates, weights)
+                drawn = {u.site: self._drawn(u, run) for u in updates}
+                model = model + _masked_mean(plan, updates, drawn, weights)
                 since |= {update.site: number for update in updates}
             elif not masked and len(updates) >= plan.federation.min_sites:
                 model = model + _mean([(u.delta, u.cases) for u in updates])
@@ -80,6 +84,16 @@ class Oracle:
             self._services[site, plan.digest] = open_site(folder, plan)
         return self._services[site, plan.digest]
 
+    def _drawn(self, update: Update, run: str) -> np.ndarray:
+        """What the site rounds by in this round: an AES-256 keystream, by HKDF."""
+        secret = read_signing_key(self._sites[update.site] / SIGN_KEY)
+        told = {"purpose": "fedct rounding", "run": run, "round": update.round}
+        pseudo = hmac.digest(bytes(32), secret.private_bytes_raw(), "sha256")
+        key = hmac.digest(pseudo, items(told) + b"\x01", "sha256")
+        stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        words = np.frombuffer(stream.update(bytes(4 * update.delta.size)), "<u4")
+        return (words >> 8) / 2.0**24
+
 
 def _mean(updates: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
     total = np.zeros_like(updates[0][0])
@@ -89,19 +103,19 @@ def _mean(updates: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
 
 
 def _masked_mean(
-    plan: Plan, number: int, updates: Sequence[Update], weights: dict[str, int]
+    plan: Plan,
+    updates: Sequence[Update],
+    drawn: dict[str, np.ndarray],
+    weights: dict[str, int],
 ) -> np.ndarray:
     """What masks come to without any: fixed-point numbers, added as integers."""
     bound, cap = plan.privacy.cut_at, max(weights.values())
     limit = (2**31 - 1) // len(weights)
     total = np.zeros(updates[0].delta.size, np.int64)
     for update in updates:
-        text = f"{plan.plan.seed}/{update.site}/rounding/{number}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
-        draws = np.random.default_rng(seed).random(total.size, np.float32)
         scale = limit * weights[update.site] / (bound * cap)
         cut = np.clip(update.delta.astype(np.float64), -bound, bound)
-        total += np.floor(cut * scale + draws).astype(np.int64)
+        total += np.floor(cut * scale + drawn[update.site]).astype(np.int64)
     weight = sum(weights[update.site] for update in updates)
     return (total * (bound * cap / limit / weight)).astype(np.float32)
 

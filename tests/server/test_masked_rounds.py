@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import server.masked_round
+from client.masking import secret_rounding
 from common.errors import ContributionError, StoreError
 from common.exchange import (
     KeysOrder,
@@ -47,8 +48,6 @@ def grid_of(folder, the_plan=PLAN, faults=None):
 
 def in_the_clear(the_plan, survivors_of):
     """The same rounds by plain fixed-point FedAvg: quantise, add, divide."""
-    from client.masking import _rounding
-
     network, layout = first_model(the_plan)
     model = to_vector(network, layout)
     carried: dict[str, np.ndarray] = {}
@@ -64,7 +63,7 @@ def in_the_clear(the_plan, survivors_of):
         for site in stay:
             order = TrainOrder("run", "", number, since[site], model, "")
             update = honest(site, CASES[site], order)
-            rounding = _rounding(the_plan, site, number)
+            rounding = secret_rounding(signing_key(site), "run", number)
             left = carried.setdefault(site, np.zeros(model.size, np.float32))
             kept = left if the_plan.privacy.mask_bits == 16 else None
             total = total + encode(terms, update.delta, CASES[site], rounding, kept)

@@ -30,9 +30,7 @@ class Cohort:
         """Site to masked numbers."""
         found = {}
         for site, delta in deltas.items():
-            numbers = encode(
-                self.terms, delta, weights[site], np.random.default_rng(seed_of(site))
-            )
+            numbers = encode(self.terms, delta, weights[site], draws(seed_of(site)))
             mask(self.keys, site, self.made[site], lineage, numbers)
             found[site] = numbers
         return found
@@ -47,6 +45,11 @@ class Cohort:
         released = {s: release(self.keys, survivors, self.held[s]) for s in asked}
         open_sum(self.keys, lineage, survivors, released, total)
         return decode(self.terms, total, len(survivors))
+
+
+def draws(seed: int):
+    """What a site rounds by."""
+    return np.random.default_rng(seed).random
 
 
 def seed_of(site: str) -> int:

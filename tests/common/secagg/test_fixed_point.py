@@ -10,7 +10,7 @@ from common.plan_privacy import Privacy
 from common.secagg.fixed_point import LIMBS, ONES, TAIL, decode, encode
 from common.secagg.terms import check_terms, terms_of
 from tests.common.secagg import oracle
-from tests.common.secagg.cohort import identities_of, names_of, roster_of
+from tests.common.secagg.cohort import draws, identities_of, names_of, roster_of
 
 ROSTERS = {n: roster_of(identities_of(names_of(n))) for n in (3, 5, 7)}
 
@@ -30,11 +30,11 @@ def vector(size, seed=0, scale=0.3):
 @given(seed=st.integers(0, 10**6), weight=st.integers(1, 80))
 def test_numbers_are_those_of_the_oracle(bits, seed, weight):
     agreed = terms(bits=bits)
-    delta, rounding = vector(30, seed), np.random.default_rng(seed)
-    numbers = encode(agreed, delta, weight, rounding)
-    draws = np.random.default_rng(seed).random(30, dtype=np.float32)
+    delta = vector(30, seed)
+    numbers = encode(agreed, delta, weight, draws(seed))
+    drawn = draws(seed)(30)
     w = min(weight, agreed.weight_cap)
-    for q, x, u in zip(numbers, delta, draws, strict=False):
+    for q, x, u in zip(numbers, delta, drawn, strict=False):
         exact = oracle.fixed(float(x), 1.0, agreed.limit, w, 50, float(u))
         # float64 holds the scaled number to 2^-24 at worst: one step, on an edge
         assert (int(q) - exact + 1) % (1 << bits) in (0, 1, 2)
@@ -47,8 +47,7 @@ def test_the_largest_numbers_of_all_sites_do_not_wrap(bits):
         agreed = terms(count=7, bits=bits)
         delta = np.full(30, sign * 5.0, dtype=np.float32)
         total = sum(
-            encode(agreed, delta, 50, np.random.default_rng(i)).astype(np.int64)
-            for i in range(7)
+            encode(agreed, delta, 50, draws(i)).astype(np.int64) for i in range(7)
         )
         opened = decode(agreed, (total % (1 << bits)).astype(f"<u{bits // 8}"), 7)
         assert opened.weight == 350
@@ -66,7 +65,7 @@ def test_a_sum_beyond_what_the_sites_may_send_does_not_open(bits, sign):
     def total(extra):
         added = np.zeros(30 + TAIL, dtype=f"<u{bits // 8}")
         for i, (delta, weight) in enumerate(zip(deltas, weights, strict=True)):
-            added += encode(agreed, delta, weight, np.random.default_rng(i))
+            added += encode(agreed, delta, weight, draws(i))
         added[17] += np.array(sign * extra).astype(added.dtype)
         return added
 
@@ -79,7 +78,7 @@ def test_a_sum_beyond_what_the_sites_may_send_does_not_open(bits, sign):
 def test_rounding_is_right_in_the_mean():
     agreed = terms(size=200_000, bits=16)
     delta = np.full(200_000, 0.4 / agreed.limit, dtype=np.float32)
-    numbers = encode(agreed, delta, 50, np.random.default_rng(1))[:-TAIL]
+    numbers = encode(agreed, delta, 50, draws(1))[:-TAIL]
     assert set(numbers.tolist()) == {0, 1}
     assert abs(numbers.mean() - 0.4) < 0.005  # 5 standard errors
 
@@ -90,7 +89,7 @@ def test_what_is_lost_is_carried_and_sent_later():
     unit = agreed.mask_range / agreed.limit
     for number in range(50):
         delta = np.float32([1.0 if number == 0 else 0.1 * unit])
-        q = encode(agreed, delta, 50, np.random.default_rng(number), carried)[0]
+        q = encode(agreed, delta, 50, draws(number), carried)[0]
         sent += float(q.view(np.int16)) * unit
     assert abs(sent + carried[0] - (1.0 + 4.9 * unit)) < 1e-6
     assert abs(carried[0]) <= unit
@@ -101,12 +100,12 @@ def test_an_update_that_is_not_finite_is_never_masked():
         delta = vector(30)
         delta[7] = bad
         with pytest.raises(TrainingError, match="not finite"):
-            encode(terms(), delta, 1, np.random.default_rng(0))
+            encode(terms(), delta, 1, draws(0))
 
 
 def test_a_sum_with_a_mask_left_in_it_does_not_open():
     agreed = terms()
-    total = encode(agreed, vector(30), 10, np.random.default_rng(0))
+    total = encode(agreed, vector(30), 10, draws(0))
     for place in range(-TAIL, -LIMBS):
         wrong = total.copy()
         wrong[place] += 1

@@ -18,7 +18,7 @@ from common.secagg.rounds import (
     sign_survivors,
 )
 from tests.common.secagg import oracle
-from tests.common.secagg.cohort import LINEAGE, cohort, names_of, seed_of
+from tests.common.secagg.cohort import LINEAGE, cohort, draws, names_of, seed_of
 
 
 def privacy(bits=32, cohort=2, bound=1.0):
@@ -36,8 +36,7 @@ def plain_sum(ready, deltas, weights):
     bits = ready.terms.mask_bits
     total = [0] * ready.terms.size
     for site, delta in deltas.items():
-        rounding = np.random.default_rng(seed_of(site))
-        numbers = encode(ready.terms, delta, weights[site], rounding)
+        numbers = encode(ready.terms, delta, weights[site], draws(seed_of(site)))
         for i, q in enumerate(numbers[:-TAIL].tolist()):
             total[i] += q - (1 << bits) if q >> (bits - 1) else q
     return total
@@ -79,9 +78,7 @@ def test_a_masked_vector_is_that_of_the_oracle():
     deltas, weights = updates(ready.keys.sites, 9)
     numbers = ready.masked(deltas, weights)
     low, me, high = names_of(3)
-    clear = encode(
-        ready.terms, deltas[me], weights[me], np.random.default_rng(seed_of(me))
-    )
+    clear = encode(ready.terms, deltas[me], weights[me], draws(seed_of(me)))
 
     def derived(purpose, secret, **about):
         about |= {
@@ -113,7 +110,7 @@ def test_masks_of_another_model_do_not_cancel():
     assert ready.opened(ready.masked(deltas, weights)).weight > 0  # the control
     masked = ready.masked(deltas, weights)
     odd = names_of(4)[2]
-    numbers = encode(ready.terms, deltas[odd], weights[odd], np.random.default_rng(1))
+    numbers = encode(ready.terms, deltas[odd], weights[odd], draws(1))
     mask(ready.keys, odd, ready.made[odd], "00" * 32, numbers)
     with pytest.raises(ContributionError) as caught:
         ready.opened({**masked, odd: numbers})
