@@ -1,6 +1,6 @@
 import pytest
 
-from client.site import SiteConfig, read_site, write_site
+from client.site import SIGN_KEY, SiteConfig, read_site, write_site
 from common.errors import StoreError
 from common.sources import Source
 from tests.plans import SLICES
@@ -25,6 +25,18 @@ def test_a_site_s_folder_is_private(tmp_path):
     for path in (tmp_path / "north").rglob("*"):
         mode = 0o700 if path.is_dir() else 0o600
         assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_rehearsal_s_key_follows_from_its_seed_and_the_site_and_stays(tmp_path):
+    def key_of(place, name, seed):
+        config = CONFIG.model_copy(update={"name": name})
+        write_site(tmp_path / place, config, SLICES, seed)
+        return (tmp_path / place / SIGN_KEY).read_bytes()
+
+    first = key_of("a", "north", 1)
+    assert key_of("b", "north", 1) == first
+    assert len({first, key_of("c", "north", 2), key_of("d", "south", 1)}) == 3
+    assert key_of("a", "north", 2) == first
 
 
 def test_a_folder_that_others_may_enter_is_refused(tmp_path):

@@ -347,6 +347,15 @@ def test_a_key_file_is_private_and_made_once(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sign.key"]
 
 
+def test_a_key_without_a_seed_is_new_every_time(tmp_path):
+    seeds = [None, None, bytes(32), bytes(32)]
+    paths = [tmp_path / f"{i}.key" for i in range(4)]
+    made = [make_signing_key(*both) for both in zip(paths, seeds, strict=True)]
+    texts = [public_text(key.public_key()) for key in made]
+    assert texts[2] == texts[3] == public_text(OTHER.public_key())
+    assert len(set(texts)) == 3
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620])
 def test_a_key_that_others_may_read_or_write_is_refused(tmp_path, mode):
     path = tmp_path / "sign.key"
