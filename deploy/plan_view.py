@@ -119,6 +119,8 @@ def _privacy(plan: Plan, sites: int) -> str:
             f"{where}under masks: only the sum of {privacy.min_cohort} sites or more "
             "is opened"
         )
+        if plan.federation.algorithm == "fedbn":
+            said += " (norm layers are not bound: a hostile hub may get round this)"
     if privacy.dp is None:
         return f"{said}; no differential privacy"
     noise = f"epsilon {privacy.dp.epsilon}"

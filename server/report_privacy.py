@@ -23,6 +23,11 @@ _MASKED = (
     "hostile or broken hospital could move the model within the bounds of its "
     "numbers."
 )
+_FEDBN = (
+    "The masks did not bind the norm layers that each hospital keeps (FedBN): a "
+    "server that lied could have trained those of all hospitals but one to a "
+    "standstill, and then read that one's update from a sum."
+)
 _SOME = (
     "Of {rounds} rounds that counted {masked} were masked (secure aggregation: the "
     "server learnt the mean alone); in the others each hospital's update travelled in "
@@ -63,7 +68,8 @@ def _who_sees(arm: ArmRecord, plan: Plan | None) -> str:
     counted = [r for r in arm.rounds if r.outcome == "closed"]
     masked = sum(r.updates == "under masks" for r in counted)
     if masked == len(counted) > 0:
-        return _MASKED
+        is_fedbn = plan is not None and plan.federation.algorithm == "fedbn"
+        return f"{_MASKED} {_FEDBN}" if is_fedbn else _MASKED
     if masked:
         return _SOME.format(rounds=len(counted), masked=masked)
     rule = "mean" if plan is None else plan.federation.aggregation

@@ -242,6 +242,19 @@ def test_sites_of_a_plan_with_masks_are_shown_and_confirmed(fedct, site):
     check_sites(site, plan, {"north": own, **other})
 
 
+def test_masks_are_said_not_to_bind_the_norm_layers_of_fedbn(fedct, site):
+    sites = {name: 64 * digit for name, digit in zip("abc", "157", strict=True)}
+    federation, model = '[federation]\nalgorithm = "fedbn"', '[model]\nnorm = "batch"'
+    masked = SEGMENTATION + '\n[privacy]\nsecure_aggregation = "on"\n'
+    unbound = masked.replace("[federation]", federation).replace("[model]", model)
+    assert unbound.count("batch") > masked.count("batch")
+    queue_plan(site, masked, "run-1", None, sites)
+    assert "norm layers" not in fedct("client", "approve", site).out
+    queue_plan(site, unbound, "run-2", None, sites)
+    said = "norm layers are not bound: a hostile hub may get round this"
+    assert fedct("client", "approve", site).out.count(said) == 1
+
+
 def test_sites_that_the_policy_takes_on_first_use_are_said_to_be(fedct, served):
     masked = SEGMENTATION + '\n[privacy]\nsecure_aggregation = "auto"\n'
     sites = {"north": 64 * "1", "south": 64 * "5"}

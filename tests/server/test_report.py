@@ -668,6 +668,18 @@ def test_the_page_says_who_saw_the_updates_and_what_became_of_them(
     assert "no differential privacy" in told
 
 
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedbn"])
+def test_the_page_says_that_masks_do_not_bind_the_norm_layers_of_fedbn(
+    record, algorithm
+):
+    chosen = plan(federation__algorithm=algorithm, model__norm="batch")
+    federated = record.arms[0]
+    rounds = [r.model_copy(update={"updates": "under masks"}) for r in federated.rounds]
+    arm = federated.model_copy(update={"rounds": rounds})
+    told = privacy_of(changed(record, arms=[arm], plan_toml=plan_toml(chosen)))
+    assert ("did not bind the norm layers" in told) == (algorithm == "fedbn")
+
+
 def test_the_page_says_what_dp_cost_only_if_every_hospital_told(record):
     text = plan_toml(plan(privacy__dp={"noise_multiplier": 1.0}))
     federated = record.arms[0]
