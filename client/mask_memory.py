@@ -5,7 +5,8 @@ forgotten by waiting for a restart: a round that is repeated, as after a hub's c
 must open the very same sum, since two sums that differ by one site tell that site's
 update. Each site gives its shares to one sum; but the first may open without this
 site's, so a site masks the round again only among so many of the same sites that two
-sums would need the shares of one of them twice.
+sums would need the shares of one of them twice, and only the very same numbers: with
+another largest weight, say, sums of one round would be equations to solve.
 
 The secrets of a round are never written down.
 """
@@ -24,12 +25,14 @@ from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
 from client.state import SiteState, load_state, save_state
 from common.errors import ContributionError, StoreError
+from common.secagg.fixed_point import Masked
 from common.secagg.terms import Terms
 
 OPENED = "opened.json"
 """In a run's folder of states: round to the digest of what was opened."""
 MASKED = "masked.json"
-"""Beside it: round to the groups in which it was masked, each with its threshold."""
+"""Beside it: round to the groups in which it was masked, each with its threshold; and
+to the digest of the numbers that were."""
 _CARRIED = "carried"
 """Beside it: what rounding lost (16 bits), by round."""
 _GROUPS = TypeAdapter(list[tuple[int, list[str]]])
@@ -67,16 +70,41 @@ def check_group(
             )
 
 
-def note_group(
-    folder: Path, number: int, group: Collection[str], threshold: int
+def note_masked(
+    folder: Path,
+    number: int,
+    group: Collection[str],
+    threshold: int,
+    numbers: Masked,
 ) -> None:
-    """Write down with whom a round is masked, before the vector leaves."""
+    """Write down with whom a round is masked, and what, before the vector leaves.
+
+    Args:
+        folder: The run's folder of states.
+        number: The round.
+        group: Sites whose keys of the round were put together.
+        threshold: Shares that open a sum of theirs.
+        numbers: What will be masked, the weight among it; its digest is written.
+
+    Raises:
+        ContributionError: Other numbers were masked in this round before: two sums of
+            it would be two equations in the same updates; `code` is "spent".
+    """
+    digest = hashlib.sha256(np.ascontiguousarray(numbers).data).hexdigest()
     known, new = _groups(folder, number), (threshold, sorted(group))
-    if new not in known:
+    texts, place = read_texts(folder / MASKED), f"numbers {number}"
+    if texts.get(place, digest) != digest:
+        raise ContributionError(
+            f"round {number} was masked with other numbers before, expected the same: "
+            "the largest weight or the number of slots is another one, the training "
+            "cases changed, or this device does not compute the same twice; nothing "
+            "was sent, and the next round is asked for as always",
+            code="spent",
+        )
+    if new not in known or place not in texts:
         make_private_folder(folder)
-        texts = read_texts(folder / MASKED)
-        text = json.dumps([*known, new])
-        write_texts(folder / MASKED, {**texts, str(number): text})
+        text = json.dumps([*known, new] if new not in known else known)
+        write_texts(folder / MASKED, {**texts, str(number): text, place: digest})
 
 
 def _groups(folder: Path, number: int) -> list[tuple[int, list[str]]]:

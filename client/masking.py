@@ -18,22 +18,19 @@ from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jaxtyping import Float32
 
+from client.draws import secret_rounding
 from client.lineage import begins_anew, lineage_of
 from client.mask_memory import (
     check_group,
     load_carried,
-    note_group,
+    note_masked,
     note_opening,
     save_carried,
 )
 from client.peers import check_peers
-from client.secret_random import KEY_BYTES, SecretStream
 from client.state import states_of
-from common.canonical import items
 from common.errors import ContributionError
 from common.exchange import (
     KeysOrder,
@@ -48,7 +45,7 @@ from common.exchange import (
 )
 from common.plan import Plan
 from common.plan_privacy import is_masked
-from common.secagg.fixed_point import Draw, encode
+from common.secagg.fixed_point import encode
 from common.secagg.keys import (
     Announcement,
     KeySet,
@@ -160,7 +157,7 @@ class SiteMasks:
 
     def shares(self, order: SharesOrder) -> SealedShares:
         """Share the round's secrets out, once the keys of all are checked."""
-        one = self._round(order.run, order.round)
+        one = self._at_hand(order)
         return SealedShares(self._site, order.round, self._dealt(one, order.keys))
 
     def answered(self, order: TrainOrder) -> MaskedUpdate | None:
@@ -171,7 +168,7 @@ class SiteMasks:
                 keys are not set up here, a share does not open, or what 16 bits lost
                 is of another grid; `code` says which.
         """
-        one = self._round(order.run, order.round)
+        one = self._at_hand(order)
         if one.lineage is not None:
             if one.answer is None or one.lineage != lineage_of(order):
                 raise self._spent(order.round)
@@ -195,7 +192,7 @@ class SiteMasks:
             update: Its answer, as it may leave but for its vector.
             plan: The plan.
         """
-        one = self._round(order.run, order.round)
+        one = self._at_hand(order)
         if one.lineage is not None:
             raise self._spent(order.round)
         assert one.keys is not None
@@ -203,9 +200,10 @@ class SiteMasks:
         self._check_size(one, update.delta.size)
         folder = states_of(self._folder, order.run)
         rounding = secret_rounding(self._identity, order.run, order.round)
-        note_group(folder, order.round, one.keys.sites, one.terms.threshold)
         weight = masked_weight(plan.federation, update.cases)
         numbers = encode(one.terms, update.delta, weight, rounding, one.carried)
+        threshold = one.terms.threshold
+        note_masked(folder, order.round, one.keys.sites, threshold, numbers)
         if one.carried is not None:
             grid, keep = one.terms.grid, order.state_round
             save_carried(folder, order.round, one.carried, grid, keep)
@@ -242,7 +240,7 @@ class SiteMasks:
             ContributionError: The set may not be opened, is not the one that this site
                 was told first, or not enough others were told the same.
         """
-        one = self._round(order.run, order.round)
+        one = self._at_hand(order)
         if one.keys is None or one.lineage is None:
             raise self._unknown(order.round)
         told = tuple(sorted(order.survivors))
@@ -306,6 +304,17 @@ class SiteMasks:
             raise self._spent(one.terms.round)
         return one.dealt
 
+    def _at_hand(self, order: SharesOrder | TrainOrder | OpenOrder) -> _Round:
+        """The order's round, which was set up by its plan and no other."""
+        one = self._round(order.run, order.round)
+        if one.terms.plan_digest != order.plan_digest:
+            raise ContributionError(
+                f"site {self._site!r} has keys for round {order.round} by another plan "
+                "than the order's, expected one plan; nothing was done",
+                code="plan",
+            )
+        return one
+
     def _round(self, run: str, number: int) -> _Round:
         one = self._rounds.get((run, number))
         if one is None:
@@ -334,10 +343,3 @@ class SiteMasks:
             "gives one a round; nothing was sent",
             code="spent",
         )
-
-
-def secret_rounding(identity: Ed25519PrivateKey, run: str, number: int) -> Draw:
-    """A round's draws, which nobody else foretells; a repeated round rounds alike."""
-    info = items({"purpose": "fedct rounding", "run": run, "round": number})
-    key = HKDF(SHA256(), KEY_BYTES, None, info).derive(identity.private_bytes_raw())
-    return SecretStream(key).fractions

@@ -8,9 +8,11 @@ import torch
 from client.intake.run import take_in
 from client.secret import load_secret
 from client.service import SiteCases, SiteService
-from client.site import SiteConfig, read_site
+from client.site import SIGN_KEY, SiteConfig, read_site
+from client.site_file import CLIENT_FILE
 from client.store import CaseStore
 from common.errors import EngineError, StoreError
+from common.keys import read_signing_key
 from common.plan import Plan
 
 
@@ -22,8 +24,9 @@ def open_site(folder: Path, plan: Plan) -> SiteService:
         plan: A plan that the site approved.
 
     Raises:
-        FedctError: The folder is not a site's, the source can't be read, it has fewer
-            accepted cases than the plan's floor, or the plan needs a GPU.
+        FedctError: The folder is not a site's, a hospital has no key, the source can't
+            be read, it has fewer accepted cases than the plan's floor, or the plan
+            needs a GPU.
     """
     config = read_site(folder)
     device = choose_device(config.device)
@@ -34,7 +37,9 @@ def open_site(folder: Path, plan: Plan) -> SiteService:
         )
     members = [Path(member) for member in config.members] or [folder]
     cases = tuple(open_cases(member, plan) for member in members)
-    return SiteService(config.name, folder, plan, cases, device)
+    is_hospital = (folder / CLIENT_FILE).exists()
+    identity = read_signing_key(folder / SIGN_KEY) if is_hospital else None
+    return SiteService(config.name, folder, plan, cases, device, identity)
 
 
 def open_cases(folder: Path, plan: Plan) -> SiteCases:

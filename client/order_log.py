@@ -3,11 +3,11 @@
 One to train, and one to judge a model on each part of the held-out patients.
 
 A round that comes again, as after a hub's crash, is the same question: the same model,
-from the same state of this site. Training is a matter of plan, site and round, so the
-answer is the same to the bit and tells nothing new. Another model for a round that was
-answered would be another look at the same images, and a hub that could ask a hundred
-times would get a hundred; so it is refused, after a restart as well. What was asked but
-never answered binds nobody.
+from the same state of this site. Training is a matter of plan, site, run and round, so
+the answer is the same to the bit and tells nothing new. Another model for a round that
+was answered would be another look at the same images, and a hub that could ask a
+hundred times would get a hundred; so it is refused, after a restart as well. What was
+asked but never answered binds nobody.
 
 A hub that lost its last checkpoint takes rounds back, and gets to the same models, as
 long as the same sites count. Where they don't, its models differ from then on: the
@@ -27,7 +27,7 @@ from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
 from client.state import STATES, states_of
 from common.errors import ContributionError
-from common.exchange import JudgeOrder, TrainOrder
+from common.exchange import JudgeOrder, KeysOrder, OpenOrder, SharesOrder, TrainOrder
 from common.parameters import digest_of
 
 ANSWERED = "answered.json"
@@ -36,12 +36,16 @@ BEGUN = "begun.json"
 """Beside it: by which plan the run is."""
 _PLAN = "plan"
 """In both files: digest of the run's plan."""
+_WEIGHT = "weight.json"
+"""Beside them: the training cases that were told at the run's last roll call."""
 
 Question = TrainOrder | JudgeOrder
 """What may be answered once a round."""
+Turn = KeysOrder | SharesOrder | OpenOrder
+"""What goes before and after it under masks."""
 
 
-def check_run(site: Path, order: Question) -> None:
+def check_run(site: Path, order: Question | Turn) -> None:
     """Bind a run to the plan of its first order, or refuse an order by another plan.
 
     The memory of a run, what it answered and what its optimiser holds, is by one plan.
@@ -62,6 +66,31 @@ def check_run(site: Path, order: Question) -> None:
             "its own, and nothing was done",
             code="question",
         )
+
+
+def note_weight(site: Path, run: str, cases: int) -> None:
+    """Write down how many training cases are told at a roll call, before they are.
+
+    Raises:
+        StoreError: It can't be written.
+    """
+    folder = states_of(site, run)
+    make_private_folder(folder)
+    if read_texts(folder / _WEIGHT) != (told := {"cases": str(cases)}):
+        write_texts(folder / _WEIGHT, told)
+
+
+def told_weight(site: Path, run: str) -> int | None:
+    """What `note_weight` wrote: what this site's masked updates weigh in the run.
+
+    A hospital that has taken in more cases since would else make the weights of a
+    masked sum add up to something else than the hub was told, and every round void.
+
+    Raises:
+        StoreError: It can't be read.
+    """
+    cases = read_texts(states_of(site, run) / _WEIGHT).get("cases", "")
+    return int(cases) if cases.isdecimal() else None
 
 
 def check_unanswered(site: Path, order: TrainOrder) -> None:

@@ -31,7 +31,14 @@ from client.desk import (
     sites_of,
 )
 from client.egress import Told, check_answer, norm_of, rounded
-from client.order_log import check_question, check_run, note_question, runs_of
+from client.order_log import (
+    check_question,
+    check_run,
+    note_question,
+    note_weight,
+    runs_of,
+    told_weight,
+)
 from client.policy import (
     AnswerKind,
     Policy,
@@ -57,6 +64,7 @@ from common.exchange import (
     MaskedUpdate,
     OpenOrder,
     Order,
+    Roster,
     SharesOrder,
     TrainOrder,
     Update,
@@ -150,8 +158,9 @@ def permitted(folder: Path, order: Order, tell: Tell) -> Iterator[tuple[Plan, Te
         check_kind(policy, _ANSWER[type(order)])
         plan, _ = _allowed_plan(folder, policy, order)
         check_runs(policy, order.run, runs_of(folder, plan.digest))
-        if isinstance(order, TrainOrder | JudgeOrder):
+        if not isinstance(order, Hello):
             check_run(folder, order)
+        if isinstance(order, TrainOrder | JudgeOrder):
             check_question(folder, order)
 
         def both(done: int, steps: int) -> None:
@@ -197,10 +206,11 @@ def let_out(
     """
     grounds = None
     if is_hospital(folder):
+        policy = read_site_file(folder).policy
         if isinstance(order, TrainOrder | JudgeOrder):
             with _one_at_a_time(folder):
+                check_runs(policy, order.run, runs_of(folder, order.plan_digest))
                 note_question(folder, order)
-        policy = read_site_file(folder).policy
         check_kind(policy, _ANSWER[type(order)])
         plan, allowed = _allowed_plan(folder, policy, order)
         if isinstance(answer, Update):
@@ -208,11 +218,14 @@ def let_out(
         if policy.counts == "rounded":
             answer = rounded(answer, with_steps=plan.training.epochs is not None)
         answer = _judged_enough(answer, policy)
+        if isinstance(answer, Roster):
+            note_weight(folder, order.run, answer.train)
         grounds = Grounds(policy.digest, allowed)
     if isinstance(order, TrainOrder) and order.sealed and isinstance(answer, Update):
         clear = replace(order, sealed={})
         check_answer(answer, Told(read_site(folder).name, key, clear))
-        answer = mask(answer)
+        weight = told_weight(folder, order.run)  # or the sum would not add up
+        answer = mask(answer if weight is None else replace(answer, cases=weight))
     told = Told(read_site(folder).name, key, order, frozenset(grouped))
     check_answer(answer, told)
     return answer, grounds

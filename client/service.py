@@ -9,13 +9,13 @@ With DP each patient is clipped and blurred, and paid for before (`client.dp_sit
 Not covered here: masking (`client.masking`), and what may leave (`client.egress`).
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jaxtyping import Float32
 from torch import nn
 
@@ -30,6 +30,7 @@ from client.dp_site import (
     train_by,
     unpacked,
 )
+from client.draws import plan_seed, training_seed
 from client.intake.run import SiteData
 from client.lineage import begins_anew, checked_memory, lineage_of
 from client.order_log import check_unanswered
@@ -86,17 +87,20 @@ class SiteService:
         plan: Plan,
         cases: tuple[SiteCases, ...],
         device: torch.device,
+        identity: Ed25519PrivateKey | None = None,
     ) -> None:
         """Bind a site to its data.
 
         Args:
-            name: Name of the site; part of every random seed.
+            name: Name of the site.
             folder: The site's folder; its memory goes below it.
             plan: The plan that this site approved.
             cases: One entry; several for the pooled baseline.
             device: Where to compute.
+            identity: A hospital's key, from which its draws follow; see `client.draws`.
         """
         self.name = name
+        self._identity = identity
         self._folder = folder
         self._plan = plan
         self._cases = cases
@@ -114,7 +118,7 @@ class SiteService:
         self._train = [c.store.open(record) for c in cases for record in c.data.train]
         # A pooled site (rehearsals only) takes its members' steps, one after another.
         counts = [epoch_length(plan, c.data.train) for c in cases]
-        self._steps = sum(steps_per_round(plan.training, count) for count in counts)
+        self._steps = sum(steps_per_round(plan, count) for count in counts)
         patients = patients_of(self._train)
         self._terms = terms_of(plan, patients, self._steps, self._layout.size)
 
@@ -185,8 +189,9 @@ class SiteService:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
     ) -> Trained:
-        """Steps that depend on plan, site and round alone."""
-        seed = self._seed("train", order.round)
+        """Steps that depend on plan, site, run and round alone."""
+        who = self._plan, self.name, self._identity
+        seed = training_seed(*who, order.run, order.round)
         sampler = PatchSampler(self._train, self._plan, np.random.default_rng(seed))
         with torch.random.fork_rng():
             seed_dropout(int(seed.generate_state(1)[0]), self._device)
@@ -272,8 +277,9 @@ class SiteService:
         self._network.eval()
         sums: dict[str, np.ndarray] = {}
         for index, case in enumerate(self._held_out(order.part)):
-            seed = int(self._seed(order.part, index).generate_state(1)[0])
-            judged = self._task.judge(self._network, case, seed, self._device)
+            seed = plan_seed(self._plan, self.name, order.part, index)
+            number = int(seed.generate_state(1)[0])
+            judged = self._task.judge(self._network, case, number, self._device)
             sums = add_sums(sums, judged)
         return Judgement(self.name, order.round, order.part, sums)
 
@@ -314,13 +320,6 @@ class SiteService:
                 f"round {order.round}; nothing was done",
                 code="model",
             )
-
-    def _seed(self, purpose: str, number: int) -> np.random.SeedSequence:
-        """A seed that depends on plan, site, purpose and number, and nothing else."""
-        text = f"{self._plan.plan.seed}/{self.name}/{purpose}/{number}"
-        return np.random.SeedSequence(
-            int.from_bytes(hashlib.sha256(text.encode()).digest()[:16])
-        )
 
     def _correction(self, order: TrainOrder, state: SiteState) -> Correction:
         federation = self._plan.federation

@@ -70,12 +70,14 @@ def build_optimizer(network: nn.Module, training: Training) -> torch.optim.Optim
     )
 
 
-def steps_per_round(training: Training, cases: int) -> int:
-    """Optimiser steps of a site with so many training cases; at least one."""
+def steps_per_round(plan: Plan, cases: int) -> int:
+    """Optimiser steps of a site with so many training cases."""
+    training = plan.training
     if training.steps is not None:
         return training.steps
     assert training.epochs is not None  # the plan has one of the two
-    return max(1, round(training.epochs * cases / training.batch_size))
+    taken = round(training.epochs * cases / training.batch_size)
+    return max(plan.fewest_steps, taken)
 
 
 def rate_at(step: int, total: int, training: Training) -> float:

@@ -20,7 +20,12 @@ from pydantic import Field, model_validator
 
 from common.plan_dp import dp_disagreements
 from common.plan_federation import Federation, federation_disagreements
-from common.plan_privacy import Privacy, privacy_disagreements
+from common.plan_privacy import (
+    AUTO_SITES,
+    Privacy,
+    is_masked,
+    privacy_disagreements,
+)
 from common.plan_section import (
     Count,
     Finite,
@@ -228,6 +233,18 @@ class Plan(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def fewest_steps(self) -> int:
+        """Fewest optimiser steps of a site's round.
+
+        Adam's first step is the learning rate, up or down, whatever the gradient. A sum
+        of such steps by sites of known weight has one solution: so under masks without
+        DP it takes a second one.
+        """
+        masked = is_masked(self.privacy, self.federation, AUTO_SITES)
+        tells = masked and self.privacy.dp is None
+        return 2 if tells and self.training.optimizer != "sgd" else 1
+
+    @property
     def has_global_model(self) -> bool:
         """FedBN has none: each site completes the shared part with its own norms."""
         return self.federation.algorithm != "fedbn"
@@ -269,6 +286,13 @@ def _disagreements(plan: Plan) -> list[str]:
         amp=training.amp,
         max_grad_norm=training.max_grad_norm,
     )
+    if training.steps is not None and training.steps < plan.fewest_steps:
+        said.append(
+            f"training.steps {training.steps} is too few under masks: the first step "
+            f"of {training.optimizer!r} is as long for every number, so that a sum "
+            "tells each site's; expected 2 or more, training.optimizer = 'sgd' or "
+            "[privacy.dp]"
+        )
     plain_sgd = training.optimizer == "sgd" and training.momentum == 0.0
     if federation.algorithm == "scaffold" and not plain_sgd:
         said.append(

@@ -34,8 +34,9 @@ class Privacy(Section):
     """Width of a masked number. 16 halves the bytes; what rounding loses stays at the
     site and is added to its next update."""
     mask_range: Positive | None = None
-    """Largest change of one parameter in a round; a site cuts off what lies beyond.
-    Unset: 16 for 32 bits, 0.25 for 16."""
+    """Largest change of one parameter in a round; a site cuts off what lies beyond,
+    and refuses an update of which more than one number in twenty does. Unset: 16 for 32
+    bits, 0.25 for 16."""
     dp: PatientPrivacy | None = None
     """Clips and blurs what is learnt from each patient; unset: nobody does."""
     release: Release | None = None

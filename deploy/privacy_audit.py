@@ -251,7 +251,7 @@ def _inversion(
 def _steps(plan: Plan, patients: int, noise: float, rounds: int) -> NoisySteps:
     """What a site with so many patients does in so many rounds."""
     rate = min(1.0, plan.training.batch_size / patients)
-    return NoisySteps(rate, noise, rounds * steps_per_round(plan.training, patients))
+    return NoisySteps(rate, noise, rounds * steps_per_round(plan, patients))
 
 
 def _fewest(epsilon_of: Callable[[int], float], *, at_most: float, cases: int) -> int:

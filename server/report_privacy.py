@@ -4,8 +4,10 @@ Read off the rounds and the plan, not off intentions: a round says itself whethe
 updates came under masks.
 """
 
+from collections.abc import Sequence
+
 from common.plan import Plan
-from server.record import ArmRecord, RunRecord
+from server.record import ArmRecord, RoundRecord, RunRecord
 from server.report_arms import arm_of
 from server.report_plan import plan_of
 from server.told_cost import told_by
@@ -27,6 +29,10 @@ _FEDBN = (
     "The masks did not bind the norm layers that each hospital keeps (FedBN): a "
     "server that lied could have trained those of all hospitals but one to a "
     "standstill, and then read that one's update from a sum."
+)
+_LARGE = (
+    "{site} weighed {share:.0%} of a mean, which so says much of its own update; "
+    "federation.weight_cap bounds that."
 )
 _SOME = (
     "Of {rounds} rounds that counted {masked} were masked (secure aggregation: the "
@@ -69,12 +75,20 @@ def _who_sees(arm: ArmRecord, plan: Plan | None) -> str:
     masked = sum(r.updates == "under masks" for r in counted)
     if masked == len(counted) > 0:
         is_fedbn = plan is not None and plan.federation.algorithm == "fedbn"
-        return f"{_MASKED} {_FEDBN}" if is_fedbn else _MASKED
+        said = [_MASKED, *([_FEDBN] if is_fedbn else []), *_largest(counted)]
+        return " ".join(said)
     if masked:
         return _SOME.format(rounds=len(counted), masked=masked)
     rule = "mean" if plan is None else plan.federation.aggregation
     how = _MEAN if rule == "mean" else _ROBUST.format(rule=rule.replace("_", " "))
     return f"{_CLEAR} {how}"
+
+
+def _largest(rounds: Sequence[RoundRecord]) -> list[str]:
+    """Which hospital was more than half of a masked mean, if one was."""
+    shares = [(row.weight or 0.0, row.site) for r in rounds for row in r.sites]
+    share, site = max(shares, default=(0.0, ""))
+    return [_LARGE.format(site=site, share=share)] if share > 0.5 else []
 
 
 def _dp(arm: ArmRecord, plan: Plan | None) -> str:

@@ -33,6 +33,8 @@ ONES, LIMBS = 4, 3
 """The tail: so many ones, then so many bytes of the weight, lowest first."""
 TAIL = ONES + LIMBS
 _CHUNK = 1 << 16
+_MOST_CUT = 0.05
+"""Most of an update that may be cut at the range."""
 
 
 def length_of(terms: Terms) -> int:
@@ -57,15 +59,24 @@ def encode(
     Args:
         terms: Of the round.
         delta: Local minus global parameters.
-        weight: Training cases, or 1 where all sites count alike; cut to the cap.
+        weight: Training cases, or 1 where all sites count alike; no more than the cap.
         rounding: Draws one number per parameter; known to the site alone.
         carried: What earlier rounds did not get across (error feedback, Seide 2014);
             it is added, and replaced in place by what is left over now.
 
     Raises:
         TrainingError: The update is not finite.
+        ContributionError: The weight is above the cap, or more than one in twenty
+            numbers would be cut; `code` is "weights" or "range".
     """
-    weight = max(1, min(weight, terms.weight_cap))
+    if not 1 <= weight <= terms.weight_cap:
+        # A hub that had weights cut could weigh the same updates in many ways.
+        raise ContributionError(
+            f"site's weight is above the largest one of round {terms.round}, expected "
+            "it below as said at the roll call; nothing was masked",
+            code="weights",
+        )
+    cut = 0
     scale = terms.limit * weight / (terms.mask_range * terms.weight_cap)
     numbers = np.empty(length_of(terms), dtype=type_of(terms))
     for start in range(0, terms.size, _CHUNK):
@@ -79,6 +90,7 @@ def encode(
                 "has diverged, and nothing was masked"
             )
         scaled = np.clip(wanted, -terms.mask_range, terms.mask_range)
+        cut += int(np.count_nonzero(scaled != wanted))
         scaled *= scale
         scaled += rounding(scaled.size)
         np.floor(scaled, out=scaled)
@@ -86,6 +98,15 @@ def encode(
         if carried is not None:
             scaled /= scale
             carried[part] = wanted - scaled
+    if cut > _MOST_CUT * terms.size:
+        # Numbers at either end tell their signs, as weights tell the sites apart.
+        raise ContributionError(
+            f"{cut / terms.size:.0%} of the update lies beyond the plan's mask_range "
+            f"{terms.mask_range:g}, expected at most {_MOST_CUT:.0%}; nothing was "
+            "masked: the plan needs a larger privacy.mask_range, or its training "
+            "diverges",
+            code="range",
+        )
     numbers[terms.size :] = [1] * ONES + list(weight.to_bytes(LIMBS, "little"))
     return numbers
 

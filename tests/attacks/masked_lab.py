@@ -54,6 +54,7 @@ class Lab:
     site_class: type[SiteMasks] = SiteMasks
     size: int = MODEL.size
     trial: int = 0
+    slots: int = 0
     sites: dict[str, SiteMasks] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,12 +69,13 @@ class Lab:
 
     def keys_order(self, number=1, members=None) -> KeysOrder:
         members = members or self.roster
-        digest, slots = self.plan.digest, len(members)
+        digest, slots = self.plan.digest, self.slots or len(members)
         return KeysOrder("run", digest, number, members, 10, self.size, slots)
 
     def terms(self, number=1, members=None):
         members = members or self.roster
-        privacy, digest, slots = self.plan.privacy, self.plan.digest, len(members)
+        privacy, digest = self.plan.privacy, self.plan.digest
+        slots = self.slots or len(members)
         return terms_of(privacy, "run", number, digest, members, 10, self.size, slots)
 
     def announced(self, number=1) -> dict[str, bytes]:

@@ -185,7 +185,7 @@ def in_the_clear(folder, plan):
     short=True,
 )
 def test_a_hub_can_not_talk_auto_out_of_its_masks(hospital, told, monkeypatch):
-    plan = slices(training__steps=1, privacy__secure_aggregation="auto")
+    plan = slices(training__steps=2, privacy__secure_aggregation="auto")
     enter(hospital, plan)
     ours = in_the_clear(hospital, plan)
     with monkeypatch.context() as weak_site:  # believes the hub's own number

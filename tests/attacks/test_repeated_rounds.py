@@ -6,7 +6,9 @@ Each control is a site with the one check taken out that the attack is about.
 import numpy as np
 
 import client.masking
+from client.mask_memory import MASKED
 from client.masking import SiteMasks
+from client.state import states_of
 from common.errors import ContributionError
 from common.secagg.fixed_point import TAIL, decode
 from common.secagg.rounds import open_sum
@@ -39,7 +41,7 @@ def masks_among_fewer(folder, trial):
     """
     try:
         whole = opened(Lab(folder, plan_of(), FIVE, trial=trial), FIVE[:3])
-        part = opened(Lab(folder, plan_of(), FIVE[2:], trial=trial), FIVE[3:])
+        part = opened(Lab(folder, plan_of(), FIVE[2:], trial=trial, slots=5), FIVE[3:])
     except ContributionError:
         return False
     return is_leaked((5 * whole - 3 * part) / 2, FIVE[:2], trial)
@@ -68,6 +70,7 @@ class Repeating(SiteMasks):
         one = self._rounds[order.run, order.round]
         made = one.made
         answer = super().mask(order, update, plan)
+        (states_of(self._folder, order.run) / MASKED).unlink()
         one.lineage, one.made = None, made
         return answer
 

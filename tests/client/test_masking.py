@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from client.draws import secret_rounding
 from client.mask_memory import MASKED, OPENED
-from client.masking import SiteMasks, secret_rounding
+from client.masking import SiteMasks
 from client.peers import PEERS
 from common.errors import ContributionError
 from common.exchange import KeysOrder, OpenOrder, SharesOrder, TrainOrder

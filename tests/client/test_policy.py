@@ -296,7 +296,8 @@ def test_orders_for_rounds_that_the_plan_does_not_have_are_refused(hospital):
     assert not ask(site, hello()).has_error()
     for beyond in (0, PLAN.federation.rounds + 1):
         assert number(site, order(PLAN, beyond, 0)) == 105305
-    assert not (site / "state").exists()  # nothing was trained
+    found = [path.name for path in (site / "state").rglob("*") if path.is_file()]
+    assert found == ["weight.json"]  # of the roll call; nothing was trained
     with pytest.raises(PolicyError, match="expected one of the 4 of the plan"):
         check_round(PLAN, -1)
 
@@ -590,6 +591,38 @@ def test_every_turn_of_a_masked_round_is_written_down_as_it_left(masked):
     assert [line.round for line in log.lines] == [None, 1, 1, 1, 1]
     assert all(line.digest and line.bytes_out for line in log.lines[1:])
     assert {line.allowed[:11] for line in log.lines} == {"approved 20"}
+
+
+def test_a_hospital_that_took_in_more_cases_weighs_what_it_told(masked, monkeypatch):
+    """Or the weights would not add up to the roll call's, and the round were void."""
+    train, seen = masked.set_up(), []
+    told = SiteService.train
+    real = SiteMasks.mask
+
+    def grown(self, *given):
+        update = told(self, *given)
+        seen.append(update.cases)
+        return replace(update, cases=update.cases + 40)
+
+    def noted(self, order, update, plan):
+        seen.append(update.cases)
+        return real(self, order, update, plan)
+
+    monkeypatch.setattr(SiteService, "train", grown)
+    monkeypatch.setattr(SiteMasks, "mask", noted)
+    assert not ask(masked.folder, train).has_error()
+    assert seen[0] == seen[1]
+
+
+def test_no_turn_of_a_masked_round_is_by_another_plan_than_the_run(masked):
+    train = masked.set_up()
+    other = slices(privacy__secure_aggregation="on", plan__name="other")
+    text = plan_toml(other, with_simulation=False)
+    again = replace(masked.hello, plan_digest=other.digest, plan_toml=text)
+    assert not ask(masked.folder, again).has_error()
+    for turn in (masked.keys, masked.shares, train, masked.open):
+        assert number(masked.folder, replace(turn, plan_digest=other.digest)) == 104021
+    assert not ask(masked.folder, train).has_error()
 
 
 @pytest.mark.parametrize(

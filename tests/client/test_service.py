@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import client.service
+from client.draws import plan_seed
 from client.open_site import open_site
 from client.patches import PatchSampler
 from client.train import build_optimizer, rate_at
@@ -343,7 +344,7 @@ def test_a_judgement_is_the_sum_over_the_cases_of_its_part(make_service, site_ca
     network.eval()
     sums = {}
     for index, record in enumerate(site_cases.data.test):
-        seed = int(service._seed("test", index).generate_state(1)[0])
+        seed = int(plan_seed(plan, "north", "test", index).generate_state(1)[0])
         case = site_cases.store.open(record)
         sums = add_sums(sums, task.judge(network, case, seed, torch.device("cpu")))
     assert sums.keys() == said.sums.keys()

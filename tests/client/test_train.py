@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from client.train import Correction, build_optimizer, rate_at, train_round
+from client.train import (
+    Correction,
+    build_optimizer,
+    rate_at,
+    steps_per_round,
+    train_round,
+)
 from common.errors import TrainingError
 from common.plan import Training
 from common.task import Batch
@@ -285,3 +291,21 @@ def test_the_plan_names_the_optimizer(name):
     assert type(optimizer).__name__.lower() == name
     assert optimizer.defaults["lr"] == 0.5
     assert optimizer.defaults["weight_decay"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("privacy", "optimizer", "fewest"),
+    [
+        ({"secure_aggregation": "on"}, "adamw", 2),
+        ({"secure_aggregation": "auto"}, "adam", 2),
+        ({"secure_aggregation": "on"}, "sgd", 1),
+        ({"secure_aggregation": "on", "dp": {"noise_multiplier": 1.0}}, "adamw", 1),
+        ({"secure_aggregation": "off"}, "adamw", 1),
+    ],
+)
+def test_under_masks_a_small_site_takes_two_steps_of_adam(privacy, optimizer, fewest):
+    length = {"steps": None, "epochs": 1.0, "optimizer": optimizer, "batch_size": 8}
+    chosen = {f"training__{name}": value for name, value in length.items()}
+    about = plan(**chosen, **{f"privacy__{k}": v for k, v in privacy.items()})
+    taken = [steps_per_round(about, cases) for cases in (1, 8, 24)]
+    assert taken == [fewest, fewest, 3]

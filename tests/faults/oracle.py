@@ -36,7 +36,6 @@ class Oracle:
         """Prepare to copy `sites` (name to folder) below `folder`."""
         self._folder, self._sites = folder, sites
         self._services: dict[tuple[str, str], SiteService] = {}
-        self._runs = 0
 
     def models(self, plan: Plan, run: str, done: Sequence[Entry]) -> list[np.ndarray]:
         """The model after each round of the run of this id, float32[P]."""
@@ -48,8 +47,7 @@ class Oracle:
             torch.set_num_threads(threads)
 
     def _models(self, plan: Plan, run: str, done: Sequence[Entry]) -> list[np.ndarray]:
-        self._runs += 1
-        own, since = f"oracle-{self._runs}", dict.fromkeys(self._sites, 0)
+        since = dict.fromkeys(self._sites, 0)
         network, layout = first_model(plan)
         model, models = to_vector(network, layout), []
         # As told at the roll call: a site is in a row with its cases once it answered.
@@ -61,7 +59,7 @@ class Oracle:
             for site in [row.site for row in rows if row.outcome == "accepted"]:
                 begin = 0 if entry.record.began_anew else since[site]
                 order = TrainOrder(
-                    *(own, plan.digest, number, begin, model, digest_of(model))
+                    *(run, plan.digest, number, begin, model, digest_of(model))
                 )
                 updates.append(self._service(site, plan).train(order, _ignore))
             masked = entry.record.updates == "under masks"
@@ -80,7 +78,9 @@ class Oracle:
             folder = self._folder / site
             if not folder.exists():
                 shutil.copytree(self._sites[site] / "store", folder / "store")
-                shutil.copy(self._sites[site] / CLIENT_FILE, folder)
+                (folder / SIGN_KEY).parent.mkdir(mode=0o700)
+                for name in (CLIENT_FILE, SIGN_KEY):  # its draws follow from its key
+                    shutil.copy(self._sites[site] / name, folder / name)
             self._services[site, plan.digest] = open_site(folder, plan)
         return self._services[site, plan.digest]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import server.masked_round
-from client.masking import secret_rounding
+from client.draws import secret_rounding
 from common.errors import ContributionError, StoreError
 from common.exchange import (
     KeysOrder,
@@ -81,6 +81,7 @@ def test_the_model_is_that_of_plain_fixed_point_fedavg_bit_for_bit(tmp_path, bit
     the_plan = plan(
         privacy__secure_aggregation="on",
         privacy__mask_bits=bits,
+        privacy__mask_range=1.0,
         federation__deadline_s=0.3,
     )
     grid = grid_of(tmp_path, the_plan)
@@ -363,11 +364,14 @@ def test_two_sites_that_vanish_before_opening_are_not_needed(tmp_path):
     assert model.tobytes() == in_the_clear(PLAN, everyone).tobytes()
 
 
-def test_a_site_that_lies_about_its_weight_makes_the_round_void(tmp_path):
+@pytest.mark.parametrize("told", [24, 49])
+def test_a_site_that_lies_about_its_weight_makes_the_round_void_or_stays_out(
+    tmp_path, told
+):
     class Liar(MaskedGrid):
         def masked(self, site, order):
             if site == "mid" and isinstance(order, TrainOrder) and order.round == 1:
-                self.cases["mid"] = 49
+                self.cases["mid"] = told
                 try:
                     return super().masked(site, order)
                 finally:
@@ -376,6 +380,11 @@ def test_a_site_that_lies_about_its_weight_makes_the_round_void(tmp_path):
 
     grid = Liar(CASES, tmp_path / "sites", PLAN)
     record, _ = run(tmp_path / "run", grid)
+    row = next(row for row in record.rounds[0].sites if row.site == "mid")
+    if told > max(CASES.values()):  # which a site itself refuses
+        assert [r.outcome for r in record.rounds] == ["closed"] * 3
+        assert "error 40.20" in row.reason
+        return
     assert [r.outcome for r in record.rounds] == ["void", "closed", "closed"]
     assert "error 40.20)" in record.rounds[0].reason
 

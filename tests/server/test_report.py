@@ -680,6 +680,20 @@ def test_the_page_says_that_masks_do_not_bind_the_norm_layers_of_fedbn(
     assert ("did not bind the norm layers" in told) == (algorithm == "fedbn")
 
 
+@pytest.mark.parametrize(("share", "is_said"), [(0.50, False), (0.57, True)])
+def test_the_page_says_who_was_more_than_half_of_a_masked_mean(record, share, is_said):
+    federated = record.arms[0]
+    first = federated.rounds[0]
+    rest = (1.0 - share) / (len(first.sites) - 1)
+    rows = [row.model_copy(update={"weight": rest}) for row in first.sites[1:]]
+    rows.append(first.sites[0].model_copy(update={"weight": share}))
+    masked = {"updates": "under masks", "sites": rows, "outcome": "closed"}
+    arm = federated.model_copy(update={"rounds": [first.model_copy(update=masked)]})
+    told = privacy_of(changed(record, arms=[arm]))
+    assert (f"{first.sites[0].site} weighed 57% of a mean" in told) == is_said
+    assert ("weighed" in told) == is_said
+
+
 def test_the_page_says_what_dp_cost_only_if_every_hospital_told(record):
     text = plan_toml(plan(privacy__dp={"noise_multiplier": 1.0}))
     federated = record.arms[0]

@@ -27,25 +27,27 @@ def vector(size, seed=0, scale=0.3):
 
 @pytest.mark.parametrize("bits", [16, 32])
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), weight=st.integers(1, 80))
+@given(seed=st.integers(0, 10**6), weight=st.integers(1, 50))
 def test_numbers_are_those_of_the_oracle(bits, seed, weight):
     agreed = terms(bits=bits)
     delta = vector(30, seed)
     numbers = encode(agreed, delta, weight, draws(seed))
     drawn = draws(seed)(30)
-    w = min(weight, agreed.weight_cap)
     for q, x, u in zip(numbers, delta, drawn, strict=False):
-        exact = oracle.fixed(float(x), 1.0, agreed.limit, w, 50, float(u))
+        exact = oracle.fixed(float(x), 1.0, agreed.limit, weight, 50, float(u))
         # float64 holds the scaled number to 2^-24 at worst: one step, on an edge
         assert (int(q) - exact + 1) % (1 << bits) in (0, 1, 2)
-    assert numbers[-TAIL:].tolist() == [1] * ONES + list(w.to_bytes(LIMBS, "little"))
+    assert numbers[-TAIL:].tolist() == [1] * ONES + list(
+        weight.to_bytes(LIMBS, "little")
+    )
 
 
 @pytest.mark.parametrize("bits", [16, 32])
 def test_the_largest_numbers_of_all_sites_do_not_wrap(bits):
     for sign in (1, -1):
         agreed = terms(count=7, bits=bits)
-        delta = np.full(30, sign * 5.0, dtype=np.float32)
+        delta = np.full(30, sign, dtype=np.float32)
+        delta[7] *= 5.0  # is cut
         total = sum(
             encode(agreed, delta, 50, draws(i)).astype(np.int64) for i in range(7)
         )
@@ -84,15 +86,34 @@ def test_rounding_is_right_in_the_mean():
 
 
 def test_what_is_lost_is_carried_and_sent_later():
-    agreed = terms(size=1, bits=16, bound=0.25)
-    carried, sent = np.zeros(1, dtype=np.float32), 0.0
+    agreed = terms(size=30, bits=16, bound=0.25)
+    carried, sent = np.zeros(30, dtype=np.float32), 0.0
     unit = agreed.mask_range / agreed.limit
     for number in range(50):
-        delta = np.float32([1.0 if number == 0 else 0.1 * unit])
+        delta = np.zeros(30, dtype=np.float32)
+        delta[0] = 1.0 if number == 0 else 0.1 * unit
         q = encode(agreed, delta, 50, draws(number), carried)[0]
         sent += float(q.view(np.int16)) * unit
     assert abs(sent + carried[0] - (1.0 + 4.9 * unit)) < 1e-6
     assert abs(carried[0]) <= unit
+
+
+@pytest.mark.parametrize("weight", [0, 51, 10**6])
+def test_a_weight_that_the_round_does_not_allow_is_not_cut_but_refused(weight):
+    encode(terms(), vector(30), 50, draws(0))
+    with pytest.raises(ContributionError, match="above the largest one") as caught:
+        encode(terms(), vector(30), weight, draws(0))
+    assert caught.value.code == "weights"
+
+
+def test_an_update_of_which_much_would_be_cut_is_refused():
+    delta = vector(200)
+    delta[:10] = 1.5
+    encode(terms(size=200), delta, 1, draws(0))
+    delta[10] = -1.5
+    with pytest.raises(ContributionError, match="6% of the update lies") as caught:
+        encode(terms(size=200), delta, 1, draws(0))
+    assert caught.value.code == "range"
 
 
 def test_an_update_that_is_not_finite_is_never_masked():

@@ -28,7 +28,7 @@ def privacy(bits=32, cohort=2, bound=1.0):
 def updates(sites, size, seed=0):
     draw = np.random.default_rng(seed)
     deltas = {s: draw.normal(0, 0.2, size).astype(np.float32) for s in sites}
-    return deltas, {s: int(draw.integers(1, 60)) for s in sites}
+    return deltas, {s: int(draw.integers(1, 51)) for s in sites}
 
 
 def plain_sum(ready, deltas, weights):

@@ -1,0 +1,63 @@
+"""What a site draws by chance, where nobody else may foretell it.
+
+Which cases a step takes, where its patches lie, how they are turned, and how an update
+is rounded under masks: whoever knows it can tell sites apart in a sum, by what only one
+of them can have sent, or over many rounds by who saw which case when. And two plans
+that differ in a comment would have equal updates, so that a second run with a site
+fewer told that site's. So a hospital's draws follow from its signing key, the run and
+the round: a repeated round is the same to the bit, here alone.
+
+A rehearsal's follow from the plan's seed, as all its hospitals are one machine's: there
+the same plan gives the same model.
+"""
+
+import hashlib
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from client.secret_random import KEY_BYTES, SecretStream
+from common.canonical import items
+from common.plan import Plan
+from common.secagg.fixed_point import Draw
+
+
+def training_seed(
+    plan: Plan, site: str, identity: Ed25519PrivateKey | None, run: str, number: int
+) -> np.random.SeedSequence:
+    """What a round's training draws from.
+
+    Args:
+        plan: The plan.
+        site: Name of the site.
+        identity: A hospital's key; unset in a rehearsal.
+        run: Id of the run.
+        number: The round.
+    """
+    if identity is None:
+        return plan_seed(plan, site, "train", number)
+    return np.random.SeedSequence(
+        int.from_bytes(_derived(identity, "training", run, number))
+    )
+
+
+def plan_seed(
+    plan: Plan, site: str, purpose: str, number: int
+) -> np.random.SeedSequence:
+    """A seed that depends on plan, site, purpose and number, and nothing else."""
+    text = f"{plan.plan.seed}/{site}/{purpose}/{number}"
+    digest = hashlib.sha256(text.encode()).digest()
+    return np.random.SeedSequence(int.from_bytes(digest[:16]))
+
+
+def secret_rounding(identity: Ed25519PrivateKey, run: str, number: int) -> Draw:
+    """What a round's update is rounded by under masks; a site's draws alone."""
+    return SecretStream(_derived(identity, "rounding", run, number)).fractions
+
+
+def _derived(identity: Ed25519PrivateKey, purpose: str, run: str, number: int) -> bytes:
+    """A key that follows from a site's own (HKDF, RFC 5869)."""
+    info = items({"purpose": f"fedct {purpose}", "run": run, "round": number})
+    return HKDF(SHA256(), KEY_BYTES, None, info).derive(identity.private_bytes_raw())
