@@ -4,8 +4,8 @@ Which cases a step takes, where its patches lie, how they are turned, and how an
 is rounded under masks: whoever knows it can tell sites apart in a sum, by what only one
 of them can have sent, or over many rounds by who saw which case when. And two plans
 that differ in a comment would have equal updates, so that a second run with a site
-fewer told that site's. So a hospital's draws follow from its signing key, the run and
-the round: a repeated round is the same to the bit, here alone.
+fewer told that site's. So a hospital's draws follow from its signing key, the plan's
+digest and the round: what is asked again is answered alike, and nobody else knows how.
 
 A rehearsal's follow from the plan's seed, as all its hospitals are one machine's: there
 the same plan gives the same model.
@@ -25,7 +25,7 @@ from common.secagg.fixed_point import Draw
 
 
 def training_seed(
-    plan: Plan, site: str, identity: Ed25519PrivateKey | None, run: str, number: int
+    plan: Plan, site: str, identity: Ed25519PrivateKey | None, number: int
 ) -> np.random.SeedSequence:
     """What a round's training draws from.
 
@@ -33,13 +33,12 @@ def training_seed(
         plan: The plan.
         site: Name of the site.
         identity: A hospital's key; unset in a rehearsal.
-        run: Id of the run.
         number: The round.
     """
     if identity is None:
         return plan_seed(plan, site, "train", number)
     return np.random.SeedSequence(
-        int.from_bytes(_derived(identity, "training", run, number))
+        int.from_bytes(_derived(identity, "training", plan.digest, number))
     )
 
 
@@ -52,12 +51,14 @@ def plan_seed(
     return np.random.SeedSequence(int.from_bytes(digest[:16]))
 
 
-def secret_rounding(identity: Ed25519PrivateKey, run: str, number: int) -> Draw:
-    """What a round's update is rounded by under masks; a site's draws alone."""
-    return SecretStream(_derived(identity, "rounding", run, number)).fractions
+def secret_rounding(identity: Ed25519PrivateKey, digest: str, number: int) -> Draw:
+    """What an update is rounded by under masks, by a plan of this digest in a round."""
+    return SecretStream(_derived(identity, "rounding", digest, number)).fractions
 
 
-def _derived(identity: Ed25519PrivateKey, purpose: str, run: str, number: int) -> bytes:
+def _derived(
+    identity: Ed25519PrivateKey, purpose: str, digest: str, number: int
+) -> bytes:
     """A key that follows from a site's own (HKDF, RFC 5869)."""
-    info = items({"purpose": f"fedct {purpose}", "run": run, "round": number})
+    info = items({"purpose": f"fedct {purpose}", "plan": digest, "round": number})
     return HKDF(SHA256(), KEY_BYTES, None, info).derive(identity.private_bytes_raw())

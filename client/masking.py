@@ -199,7 +199,7 @@ class SiteMasks:
         assert one.made is not None
         self._check_size(one, update.delta.size)
         folder = states_of(self._folder, order.run)
-        rounding = secret_rounding(self._identity, order.run, order.round)
+        rounding = secret_rounding(self._identity, order.plan_digest, order.round)
         weight = masked_weight(plan.federation, update.cases)
         numbers = encode(one.terms, update.delta, weight, rounding, one.carried)
         threshold = one.terms.threshold

@@ -3,8 +3,8 @@
 One to train, and one to judge a model on each part of the held-out patients.
 
 A round that comes again, as after a hub's crash, is the same question: the same model,
-from the same state of this site. Training is a matter of plan, site, run and round, so
-the answer is the same to the bit and tells nothing new. Another model for a round that
+from the same state of this site. Training is a matter of plan, site and round, so the
+answer is the same to the bit and tells nothing new. Another model for a round that
 was answered would be another look at the same images, and a hub that could ask a
 hundred times would get a hundred; so it is refused, after a restart as well. What was
 asked but never answered binds nobody.

@@ -189,9 +189,8 @@ class SiteService:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
     ) -> Trained:
-        """Steps that depend on plan, site, run and round alone."""
-        who = self._plan, self.name, self._identity
-        seed = training_seed(*who, order.run, order.round)
+        """Steps that depend on plan, site and round alone."""
+        seed = training_seed(self._plan, self.name, self._identity, order.round)
         sampler = PatchSampler(self._train, self._plan, np.random.default_rng(seed))
         with torch.random.fork_rng():
             seed_dropout(int(seed.generate_state(1)[0]), self._device)

@@ -227,7 +227,7 @@ def test_plans_that_differ_in_a_comment_have_other_updates(tmp_path, told, monke
         weak_site.setattr(
             client.service,
             "training_seed",
-            lambda plan, site, key, run, number: plan_seed(plan, site, "train", number),
+            lambda plan, site, key, number: plan_seed(plan, site, "train", number),
         )
         weak = subtracted(tmp_path, names)
     ours = subtracted(tmp_path, names)

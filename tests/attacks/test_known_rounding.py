@@ -35,7 +35,7 @@ def guessed(key: str, number: int):
     return np.random.default_rng(int.from_bytes(seed)).random
 
 
-def public_draws(identity, run, number):
+def public_draws(identity, digest, number):
     """A site that rounds by them."""
     return guessed(public_text(identity.public_key()), number)
 

@@ -140,12 +140,12 @@ def test_secrets_of_a_round_are_on_no_disk(lab):
         assert not any(x in content or x.hex().encode() in content for x in secrets)
 
 
-def test_a_site_rounds_by_its_key_run_and_round_and_by_nothing_else():
-    def drawn(site="mid", run="run", number=1):
-        return tuple(secret_rounding(identity_of(site), run, number)(7).tolist())
+def test_a_site_rounds_by_its_key_plan_and_round_and_by_nothing_else():
+    def drawn(site="mid", plan="digest", number=1):
+        return tuple(secret_rounding(identity_of(site), plan, number)(7).tolist())
 
     assert drawn() == drawn()
-    others = [drawn(site="east"), drawn(run="other"), drawn(number=2)]
+    others = [drawn(site="east"), drawn(plan="other"), drawn(number=2)]
     assert len({drawn(), *others}) == 4
 
 

@@ -26,8 +26,7 @@ from safetensors.numpy import load_file
 from client.audit import read_audit
 from common.parameters import digest_of
 from common.plan_file import load_plan
-from server.journal import read_journal
-from server.run_files import FINAL_FILE, JOURNAL_FILE, PLAN_FILE
+from server.run_files import FINAL_FILE, PLAN_FILE
 from tests.faults.federation import Federation, Run
 from tests.faults.oracle import Oracle
 from tests.faults.patients import needles
@@ -44,8 +43,7 @@ def check_invariants(run: Run) -> None:
     assert [entry.record.number for entry in done] == [*range(1, len(done) + 1)]
     for entry in done:
         _counts_once(run, entry.record)
-    about, _ = read_journal(run.folder / JOURNAL_FILE)
-    models = _oracle(fed).models(plan, about["run"], done)
+    models = _oracle(fed).models(plan, done)
     for entry, model in zip(done, models, strict=True):
         assert entry.record.model_digest == digest_of(model), (
             f"I2: round {entry.record.number} has another model than its site set"

@@ -36,18 +36,20 @@ class Oracle:
         """Prepare to copy `sites` (name to folder) below `folder`."""
         self._folder, self._sites = folder, sites
         self._services: dict[tuple[str, str], SiteService] = {}
+        self._runs = 0
 
-    def models(self, plan: Plan, run: str, done: Sequence[Entry]) -> list[np.ndarray]:
-        """The model after each round of the run of this id, float32[P]."""
+    def models(self, plan: Plan, done: Sequence[Entry]) -> list[np.ndarray]:
+        """The model after each round, float32[P]."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as at the sites: sums depend on it
         try:
-            return self._models(plan, run, done)
+            return self._models(plan, done)
         finally:
             torch.set_num_threads(threads)
 
-    def _models(self, plan: Plan, run: str, done: Sequence[Entry]) -> list[np.ndarray]:
-        since = dict.fromkeys(self._sites, 0)
+    def _models(self, plan: Plan, done: Sequence[Entry]) -> list[np.ndarray]:
+        self._runs += 1
+        run, since = f"oracle-{self._runs}", dict.fromkeys(self._sites, 0)
         network, layout = first_model(plan)
         model, models = to_vector(network, layout), []
         # As told at the roll call: a site is in a row with its cases once it answered.
@@ -64,7 +66,7 @@ class Oracle:
                 updates.append(self._service(site, plan).train(order, _ignore))
             masked = entry.record.updates == "under masks"
             if masked and entry.record.outcome == "closed":
-                drawn = {u.site: self._drawn(u, run) for u in updates}
+                drawn = {u.site: self._drawn(u) for u in updates}
                 model = model + _masked_mean(plan, updates, drawn, weights)
                 since |= {update.site: number for update in updates}
             elif not masked and len(updates) >= plan.federation.min_sites:
@@ -84,10 +86,14 @@ class Oracle:
             self._services[site, plan.digest] = open_site(folder, plan)
         return self._services[site, plan.digest]
 
-    def _drawn(self, update: Update, run: str) -> np.ndarray:
+    def _drawn(self, update: Update) -> np.ndarray:
         """What the site rounds by in this round: an AES-256 keystream, by HKDF."""
         secret = read_signing_key(self._sites[update.site] / SIGN_KEY)
-        told = {"purpose": "fedct rounding", "run": run, "round": update.round}
+        told = {
+            "purpose": "fedct rounding",
+            "plan": update.plan_digest,
+            "round": update.round,
+        }
         pseudo = hmac.digest(bytes(32), secret.private_bytes_raw(), "sha256")
         key = hmac.digest(pseudo, items(told) + b"\x01", "sha256")
         stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()

@@ -63,7 +63,7 @@ def in_the_clear(the_plan, survivors_of):
         for site in stay:
             order = TrainOrder("run", "", number, since[site], model, "")
             update = honest(site, CASES[site], order)
-            rounding = secret_rounding(signing_key(site), "run", number)
+            rounding = secret_rounding(signing_key(site), the_plan.digest, number)
             left = carried.setdefault(site, np.zeros(model.size, np.float32))
             kept = left if the_plan.privacy.mask_bits == 16 else None
             total = total + encode(terms, update.delta, CASES[site], rounding, kept)
