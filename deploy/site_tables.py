@@ -72,8 +72,9 @@ def print_audit(lines: Sequence[Line]) -> None:
         left = f"error {spoken(line.code)}"
         if line.code == 0:
             digest, policy = (line.digest or "")[:16], (line.policy or "")[:12]
+            size = f" of {line.bytes_out} bytes" if line.bytes_out else ""  # in arrays
             left = (
-                f"{_ANSWERS.get(line.what, line.what)} of {line.bytes_out} bytes, "
+                f"{_ANSWERS.get(line.what, line.what)}{size}, "
                 f"digest {digest}; "
                 f"plan {visible((line.plan or '')[:12])} {line.allowed}, "
                 f"policy {policy}"
