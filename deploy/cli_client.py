@@ -29,12 +29,14 @@ def client_status(
     """Say what a site is doing, and what waits for its engineer.
 
     Without a running service it says what lies on the disk, and exits with 52; but not
-    at a site that never had one, as it works on orders in files.
+    at a site that never had one, as it works on orders in files. Settings that are
+    wrong, so that no order is taken, are named by line.
 
     Example: `fedct client status site --format json`
     """
     from client import control_calls
     from client.desk_control import status_on_disk
+    from client.site_file import read_site_file
     from deploy.site_tables import print_status
 
     check_site(site)
@@ -50,6 +52,7 @@ def client_status(
         print_status(status, site.resolve().name)
     if stopped is not None:
         _raise_unless_by_files(site, stopped)
+    read_site_file(site)  # no order is taken while its settings are wrong
 
 
 def _raise_unless_by_files(site: Path, stopped: "NotRunningError") -> None:

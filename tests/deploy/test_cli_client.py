@@ -195,10 +195,12 @@ def test_plans_are_listed_with_what_they_change_and_approved(fedct, served):
     ]
 
 
-def test_wrong_settings_are_named_where_plans_are_asked_for(fedct, site):
-    text = (site / "client.toml").read_text()
-    (site / "client.toml").write_text(text.replace("counts = ", "count = "))
-    said = fedct("client", "approve", site)
+@pytest.mark.parametrize("verb", ["approve", "status"])
+def test_wrong_settings_are_named_where_people_look(fedct, served, verb):
+    assert fedct("client", verb, served).code == 0
+    text = (served / "client.toml").read_text()
+    (served / "client.toml").write_text(text.replace("counts = ", "count = "))
+    said = fedct("client", verb, served)
     assert said.code == JoinError.exit_code
     assert "policy.count" in said.err
     assert "line " in said.err
