@@ -1,14 +1,18 @@
 """What a site draws by chance, where nobody else may foretell it.
 
-Which cases a step takes, where its patches lie, how they are turned, and how an update
-is rounded under masks: whoever knows it can tell sites apart in a sum, by what only one
-of them can have sent, or over many rounds by who saw which case when. And two plans
-that differ in a comment would have equal updates, so that a second run with a site
-fewer told that site's. So a hospital's draws follow from its signing key, the plan's
-digest and the round: what is asked again is answered alike, and nobody else knows how.
+Such draws are: which cases a step takes, where its patches lie, how they are turned,
+how an update is rounded under masks. Who knows a site's draws can pick its part out of
+a sum, by what it alone can have sent, or over many rounds by who saw which case when.
+And two plans that differ in their description alone would have equal updates, so that a
+second run with a site fewer told that site's. So a hospital's draws follow from its
+signing key, the plan's digest and the round: what is asked again is answered alike, and
+nobody else knows how.
 
-A rehearsal's follow from the plan's seed, as all its hospitals are one machine's: there
-the same plan gives the same model.
+In a simulation training draws from the plan's seed, and rounding from a key that
+follows from it (`client.site`): the same plan gives the same model.
+
+Not covered here: noise and sampling under DP (`client.secret_random`), which are drawn
+anew each time. `plan_seed` by itself, by which models are judged, is no secret.
 """
 
 import hashlib

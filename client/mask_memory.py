@@ -1,4 +1,4 @@
-"""What a site keeps of masked rounds on its disk: with whom, what it opened and lost.
+"""What a site keeps of masked rounds on its disk: with whom, and what of it.
 
 Which sum of a round was opened must outlive the process, or a server could have it
 forgotten by waiting for a restart: a round that is repeated, as after a hub's crash,

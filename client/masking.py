@@ -191,6 +191,11 @@ class SiteMasks:
             order: The order that was trained for.
             update: Its answer, as it may leave but for its vector.
             plan: The plan.
+
+        Raises:
+            ContributionError: The order is by another plan, the weight or too much of
+                the update is beyond what the round allows, or other numbers were masked
+                in it; `code` is "plan", "weights", "range" or "spent".
         """
         one = self._at_hand(order)
         if one.lineage is not None:

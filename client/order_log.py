@@ -1,13 +1,13 @@
-"""Which question a site answered in each round of a run: a round has one, and no other.
+"""What a site answered and told in a run: a round has one question, and no other.
 
 One to train, and one to judge a model on each part of the held-out patients.
 
 A round that comes again, as after a hub's crash, is the same question: the same model,
-from the same state of this site. Training is a matter of plan, site and round, so the
-answer is the same to the bit and tells nothing new. Another model for a round that
-was answered would be another look at the same images, and a hub that could ask a
-hundred times would get a hundred; so it is refused, after a restart as well. What was
-asked but never answered binds nobody.
+from the same state of this site. What training draws follows from the site's key, the
+plan and the round, so the answer is the same to the bit and tells nothing new. Another
+model for a round that was answered would be another look at the same images, and a hub
+that could ask a hundred times would get a hundred; so it is refused, after a restart as
+well. What was asked but never answered binds nobody.
 
 A hub that lost its last checkpoint takes rounds back, and gets to the same models, as
 long as the same sites count. Where they don't, its models differ from then on: the
@@ -26,7 +26,7 @@ from pathlib import Path
 from client.kept_texts import read_texts, write_texts
 from client.private_files import make_private_folder
 from client.state import STATES, states_of
-from common.errors import ContributionError
+from common.errors import ContributionError, StoreError
 from common.exchange import JudgeOrder, KeysOrder, OpenOrder, SharesOrder, TrainOrder
 from common.parameters import digest_of
 
@@ -36,7 +36,7 @@ BEGUN = "begun.json"
 """Beside it: by which plan the run is."""
 _PLAN = "plan"
 """In both files: digest of the run's plan."""
-_WEIGHT = "weight.json"
+TOLD = "told.json"
 """Beside them: the training cases that were told at the run's last roll call."""
 
 Question = TrainOrder | JudgeOrder
@@ -68,7 +68,7 @@ def check_run(site: Path, order: Question | Turn) -> None:
         )
 
 
-def note_weight(site: Path, run: str, cases: int) -> None:
+def note_cases(site: Path, run: str, cases: int) -> None:
     """Write down how many training cases are told at a roll call, before they are.
 
     Raises:
@@ -76,21 +76,30 @@ def note_weight(site: Path, run: str, cases: int) -> None:
     """
     folder = states_of(site, run)
     make_private_folder(folder)
-    if read_texts(folder / _WEIGHT) != (told := {"cases": str(cases)}):
-        write_texts(folder / _WEIGHT, told)
+    if read_texts(folder / TOLD) != (told := {"cases": str(cases)}):
+        write_texts(folder / TOLD, told)
 
 
-def told_weight(site: Path, run: str) -> int | None:
-    """What `note_weight` wrote: what this site's masked updates weigh in the run.
+def told_cases(site: Path, run: str) -> int | None:
+    """Training cases told at the run's last roll call; none if none were.
 
+    They are what the site's masked updates are weighed by.
     A hospital that has taken in more cases since would else make the weights of a
     masked sum add up to something else than the hub was told, and every round void.
 
     Raises:
-        StoreError: It can't be read.
+        StoreError: It can't be read. `code` is "memory".
     """
-    cases = read_texts(states_of(site, run) / _WEIGHT).get("cases", "")
-    return int(cases) if cases.isdecimal() else None
+    cases = read_texts(states_of(site, run) / TOLD).get("cases")
+    if cases is None:
+        return None
+    if not cases.isdecimal():
+        raise StoreError(
+            f"site found a {TOLD} without a number, expected what FedCT wrote; put it "
+            "back from a backup",
+            code="memory",
+        )
+    return int(cases)
 
 
 def check_unanswered(site: Path, order: TrainOrder) -> None:

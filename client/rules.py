@@ -34,10 +34,10 @@ from client.egress import Told, check_answer, norm_of, rounded
 from client.order_log import (
     check_question,
     check_run,
+    note_cases,
     note_question,
-    note_weight,
     runs_of,
-    told_weight,
+    told_cases,
 )
 from client.policy import (
     AnswerKind,
@@ -209,6 +209,7 @@ def let_out(
         policy = read_site_file(folder).policy
         if isinstance(order, TrainOrder | JudgeOrder):
             with _one_at_a_time(folder):
+                # Again: another run may have been answered in the meantime.
                 check_runs(policy, order.run, runs_of(folder, order.plan_digest))
                 note_question(folder, order)
         check_kind(policy, _ANSWER[type(order)])
@@ -219,13 +220,13 @@ def let_out(
             answer = rounded(answer, with_steps=plan.training.epochs is not None)
         answer = _judged_enough(answer, policy)
         if isinstance(answer, Roster):
-            note_weight(folder, order.run, answer.train)
+            note_cases(folder, order.run, answer.train)
         grounds = Grounds(policy.digest, allowed)
     if isinstance(order, TrainOrder) and order.sealed and isinstance(answer, Update):
         clear = replace(order, sealed={})
         check_answer(answer, Told(read_site(folder).name, key, clear))
-        weight = told_weight(folder, order.run)  # or the sum would not add up
-        answer = mask(answer if weight is None else replace(answer, cases=weight))
+        cases = told_cases(folder, order.run)  # or the sum would not add up
+        answer = mask(answer if cases is None else replace(answer, cases=cases))
     told = Told(read_site(folder).name, key, order, frozenset(grouped))
     check_answer(answer, told)
     return answer, grounds

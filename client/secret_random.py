@@ -61,7 +61,7 @@ class SecretStream:
         return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def fractions(self, count: int) -> Float32[np.ndarray, " N"]:
-        """From 0 to below 1, in steps of 2^-24: half as many bits as `uniform`."""
+        """From 0 to below 1, in steps of 2^-24: half of `uniform`'s keystream."""
         halves = self.words((count + 1) // 2).view(np.uint32)[:count]
         return (halves >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 

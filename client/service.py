@@ -189,7 +189,7 @@ class SiteService:
         optimizer: torch.optim.Optimizer,
         progress: Progress,
     ) -> Trained:
-        """Steps that depend on plan, site and round alone."""
+        """Steps that can be repeated: what they draw follows as in `client.draws`."""
         seed = training_seed(self._plan, self.name, self._identity, order.round)
         sampler = PatchSampler(self._train, self._plan, np.random.default_rng(seed))
         with torch.random.fork_rng():

@@ -46,9 +46,9 @@ class SiteConfig(BaseModel):
 def write_site(folder: Path, config: SiteConfig, plan_toml: str, seed: int) -> None:
     """Create a rehearsal's site: a folder of mode 0700, with config, plan, signing key.
 
-    The key follows from seed and name, as how a site rounds under masks follows from
-    its key: so a rehearsal ends in the same model again. It is no secret, and need be
-    none among folders of one machine.
+    A key that is there already stays. A new one follows from the plan's seed and the
+    name, as how a site rounds under masks follows from its key: so a rehearsal ends in
+    the same model again. It is no secret, and need be none on one machine.
     """
     make_private_folder(folder)
     make_private_folder((folder / SIGN_KEY).parent)

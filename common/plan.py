@@ -51,7 +51,8 @@ class About(Section):
     version: Literal[1] = PLAN_VERSION
     """Version of the plan format."""
     seed: int = Field(default=1, ge=0, lt=2**32)
-    """Root of every random choice: split, initial weights, patches, augmentation."""
+    """Root of the random choices that need no secrecy: split, initial weights; in a
+    simulation patches and augmentation, too."""
 
 
 class Model(Section):
@@ -121,7 +122,8 @@ class Training(Section):
     """`[training]`: what each site does in a round."""
 
     steps: Count | None = None
-    """Optimiser steps per round, the same at every site."""
+    """Optimiser steps per round, the same at every site. Under masks without DP, Adam
+    and AdamW take at least 2."""
     epochs: Positive | None = None
     """Instead of steps: as many patches per round as so many passes over a site's
     training cases would have, one patch a case, drawn with replacement. A site with
@@ -236,10 +238,11 @@ class Plan(Section):
     def fewest_steps(self) -> int:
         """Fewest optimiser steps of a site's round.
 
-        Adam's first step is the learning rate, up or down, whatever the gradient. A sum
-        of such steps by sites of known weight has one solution: so under masks without
-        DP it takes a second one.
+        Adam's first step moves each parameter by the learning rate, up or down. From a
+        sum of such steps and the sites' weights each site's signs follow: so under
+        masks without DP there are two.
         """
+        # "auto": as if enough sites came.
         masked = is_masked(self.privacy, self.federation, AUTO_SITES)
         tells = masked and self.privacy.dp is None
         return 2 if tells and self.training.optimizer != "sgd" else 1
@@ -289,9 +292,9 @@ def _disagreements(plan: Plan) -> list[str]:
     if training.steps is not None and training.steps < plan.fewest_steps:
         said.append(
             f"training.steps {training.steps} is too few under masks: the first step "
-            f"of {training.optimizer!r} is as long for every number, so that a sum "
-            "tells each site's; expected 2 or more, training.optimizer = 'sgd' or "
-            "[privacy.dp]"
+            f"of {training.optimizer!r} moves every parameter by the learning rate, up "
+            "or down, so that a sum tells each site's signs; expected 2 or more, "
+            "training.optimizer = 'sgd' or [privacy.dp]"
         )
     plain_sgd = training.optimizer == "sgd" and training.momentum == 0.0
     if federation.algorithm == "scaffold" and not plain_sgd:

@@ -197,7 +197,9 @@ def make_signing_key(path: Path, seed: bytes | None = None) -> Ed25519PrivateKey
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    key = Ed25519PrivateKey.from_private_bytes(seed or secrets.token_bytes(32))
+    key = Ed25519PrivateKey.from_private_bytes(
+        secrets.token_bytes(32) if seed is None else seed
+    )
     try:
         with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
             file.write(private_pem(key))

@@ -73,9 +73,15 @@ CHECKS: Final[Mapping[tuple[int, int], str]] = {
         "or masked it among other sites or with other numbers"
     ),
     (40, 19): "site finds no room for a sum of so many sites in the plan's mask_bits",
-    (40, 20): "site was shown a cap of weights that can't be, or is below its own",
-    (40, 21): "site was asked this round with another model or state before, and "
-    "answers one question a round; go on to the next round",
+    (
+        40,
+        20,
+    ): "site was shown a cap of weights that can't be, or that is below its own weight",
+    (
+        40,
+        21,
+    ): "site was asked this round with another model or state before, or the run "
+    "by another plan; a round has one question, and a run one plan",
     (40, 28): "site would have to cut more than one in twenty of its numbers; its "
     "training diverges, or the plan needs a larger privacy.mask_range",
     (

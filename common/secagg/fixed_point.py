@@ -34,7 +34,8 @@ ONES, LIMBS = 4, 3
 TAIL = ONES + LIMBS
 _CHUNK = 1 << 16
 _MOST_CUT = 0.05
-"""Most of an update that may be cut at the range."""
+"""Most of an update that may be cut at the range: training moves few parameters so far,
+and a number that is cut tells its sign."""
 
 
 def length_of(terms: Terms) -> int:
@@ -62,7 +63,8 @@ def encode(
         weight: Training cases, or 1 where all sites count alike; no more than the cap.
         rounding: Draws one number per parameter; known to the site alone.
         carried: What earlier rounds did not get across (error feedback, Seide 2014);
-            it is added, and replaced in place by what is left over now.
+            it is added, and replaced in place by what is left over now; spoilt if this
+            raises.
 
     Raises:
         TrainingError: The update is not finite.
@@ -72,8 +74,8 @@ def encode(
     if not 1 <= weight <= terms.weight_cap:
         # A hub that had weights cut could weigh the same updates in many ways.
         raise ContributionError(
-            f"site's weight is above the largest one of round {terms.round}, expected "
-            "it below as said at the roll call; nothing was masked",
+            f"site weighs {weight}, expected 1 to {terms.weight_cap} as round "
+            f"{terms.round} has it; nothing was masked",
             code="weights",
         )
     cut = 0

@@ -42,7 +42,7 @@ class Terms:
     mask_range: float
     """Largest change of one parameter."""
     weight_cap: int
-    """Largest weight of a site; a larger one is cut to it."""
+    """Largest weight of a site; one that is larger is refused."""
     size: int
     """P, the length of an update."""
     slots: int

@@ -212,12 +212,14 @@ def subtracted(root, names) -> float:
 
 @row(
     SERVER,
-    "has a plan that differs in a comment run without one site, and subtracts "
+    "has a plan with another description run without one site, and subtracts "
     "(how far off its update is)",
     "training draws by the site's secret",
     short=True,
 )
-def test_plans_that_differ_in_a_comment_have_other_updates(tmp_path, told, monkeypatch):
+def test_plans_that_differ_in_their_description_have_other_updates(
+    tmp_path, told, monkeypatch
+):
     names = ["a-site", "b-site", "c-site", "d-site"]
     for number, name in enumerate(names):
         pictures = tmp_path / "pictures" / name

@@ -179,7 +179,7 @@ def test_no_site_is_heard_alone_among_sites_that_carry_too_much(
     def left(folder, number):
         return load_state(folder / "carried", number).carried.numpy().copy()
 
-    # Nor is so much cut as here, but that is another check.
+    # A site refuses to cut as much as this; off on both sides, to see the grid alone.
     monkeypatch.setattr(common.secagg.fixed_point, "_MOST_CUT", 1.0)
     with monkeypatch.context() as weak_site:
         weak_site.setattr(client.masking, "load_carried", believing)

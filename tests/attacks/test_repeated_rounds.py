@@ -64,7 +64,7 @@ def test_of_a_round_no_second_sum_is_opened_by_sites_that_opened_none(
 
 
 class Repeating(SiteMasks):
-    """Masks as often as it is asked, under the same secrets."""
+    """Masks as often as it is asked, by the same secrets, and forgets what."""
 
     def mask(self, order, update, plan):
         one = self._rounds[order.run, order.round]

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from client.draws import secret_rounding
 from client.mask_memory import MASKED, OPENED
 from client.masking import SiteMasks
 from client.peers import PEERS
@@ -138,15 +137,6 @@ def test_secrets_of_a_round_are_on_no_disk(lab):
         content = path.read_bytes()
         assert path.stat().st_mode & 0o077 == 0
         assert not any(x in content or x.hex().encode() in content for x in secrets)
-
-
-def test_a_site_rounds_by_its_key_plan_and_round_and_by_nothing_else():
-    def drawn(site="mid", plan="digest", number=1):
-        return tuple(secret_rounding(identity_of(site), plan, number)(7).tolist())
-
-    assert drawn() == drawn()
-    others = [drawn(site="east"), drawn(plan="other"), drawn(number=2)]
-    assert len({drawn(), *others}) == 4
 
 
 def test_an_update_of_another_size_is_not_masked(lab):

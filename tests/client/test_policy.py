@@ -297,7 +297,7 @@ def test_orders_for_rounds_that_the_plan_does_not_have_are_refused(hospital):
     for beyond in (0, PLAN.federation.rounds + 1):
         assert number(site, order(PLAN, beyond, 0)) == 105305
     found = [path.name for path in (site / "state").rglob("*") if path.is_file()]
-    assert found == ["weight.json"]  # of the roll call; nothing was trained
+    assert found == ["told.json"]  # of the roll call; nothing was trained
     with pytest.raises(PolicyError, match="expected one of the 4 of the plan"):
         check_round(PLAN, -1)
 

@@ -101,7 +101,7 @@ def test_what_is_lost_is_carried_and_sent_later():
 @pytest.mark.parametrize("weight", [0, 51, 10**6])
 def test_a_weight_that_the_round_does_not_allow_is_not_cut_but_refused(weight):
     encode(terms(), vector(30), 50, draws(0))
-    with pytest.raises(ContributionError, match="above the largest one") as caught:
+    with pytest.raises(ContributionError, match="expected 1 to 50") as caught:
         encode(terms(), vector(30), weight, draws(0))
     assert caught.value.code == "weights"
 
