@@ -123,14 +123,15 @@ def train_round(
         progress: Told after each step.
 
     Raises:
-        TrainingError: The loss is not finite, or float16 held no gradient at all.
+        TrainingError: The loss is not finite, or float16 held the gradients of fewer
+            steps than a round has at the least.
     """
     scale = torch.amp.GradScaler(device.type, enabled=plan.training.amp == "fp16")
     if scaler:
         scale.load_state_dict(scaler)
     network.train()
     total = torch.zeros((), device=device)
-    rate_sum = 0.0
+    rate_sum, taken_steps = 0.0, 0
     started = time.perf_counter()
     for done, batch in zip(range(steps), batches, strict=False):
         rate = rate_at(first_step + done, total_steps, plan.training)
@@ -139,10 +140,11 @@ def train_round(
         here = to_device(batch, device)
         loss, taken = _step(network, optimizer, here, task, plan, correction, scale)
         rate_sum += rate if taken else 0.0
+        taken_steps += taken
         total += loss
         progress(done + 1, steps)
     mean = float(total) / steps
-    _check_trained(mean, steps, is_stuck=scale.is_enabled() and not rate_sum)
+    _check_trained(mean, steps, taken_steps, plan)
     return Trained(mean, rate_sum, time.perf_counter() - started, scale.state_dict())
 
 
@@ -171,17 +173,18 @@ def _step(
     return loss.detach(), scale.get_scale() >= before
 
 
-def _check_trained(mean: float, steps: int, *, is_stuck: bool) -> None:
-    """Refuse a round that ended in no number, or took no step at all."""
+def _check_trained(mean: float, steps: int, taken: int, plan: Plan) -> None:
+    """Refuse a round that ended in no number, or took too few steps."""
     if not math.isfinite(mean):
         raise TrainingError(
             f"training got a loss of {mean} within {steps} steps, expected a finite "
             "one; lower training.learning_rate or set training.max_grad_norm"
         )
-    if is_stuck:
+    if taken < plan.fewest_steps:
         raise TrainingError(
-            f"training took none of {steps} steps, because float16 held no gradient, "
-            'expected some; set training.amp = "bf16" or more training.steps'
+            f"training took {taken} of {steps} steps, because float16 did not hold the "
+            f"gradients, expected {plan.fewest_steps} or more; set training.amp = "
+            '"bf16" or more training.steps'
         )
 
 

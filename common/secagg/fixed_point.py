@@ -92,7 +92,7 @@ def encode(
                 "has diverged, and nothing was masked"
             )
         scaled = np.clip(wanted, -terms.mask_range, terms.mask_range)
-        cut += int(np.count_nonzero(scaled != wanted))
+        cut += int(np.count_nonzero(np.abs(delta[part]) > terms.mask_range))
         scaled *= scale
         scaled += rounding(scaled.size)
         np.floor(scaled, out=scaled)
