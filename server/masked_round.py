@@ -151,13 +151,13 @@ class MaskedRounds:
             QuorumError: There are too few.
             ContributionError: Too few sites could be set up.
         """
-        lineage = None
+        lineage, cap = None, past.weight_cap or 1
         for is_last in (False, True):
             self._note_waiting(among, rows)
             if ready is None:
-                size, left_out = state.model.size, LeftOut(rows)
-                federation, arm = self._federation, self._arm
-                ready = set_up(federation, arm, number, size, left_out, among)
+                given = self._federation, self._arm, number, state.model.size
+                ready = set_up(*given, LeftOut(rows), among, cap)
+            cap = ready.keys.terms.weight_cap
             if lineage is None and past.goes_on(ready.keys):
                 lineage, among = past.lineage, past.in_last_sum
             lineage = lineage or FRESH

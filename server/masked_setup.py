@@ -79,6 +79,7 @@ def set_up(
     size: int,
     left_out: LeftOut,
     among: Collection[str],
+    cap: int,
 ) -> SetUp:
     """Gather keys and shares for a round.
 
@@ -89,14 +90,18 @@ def set_up(
         size: P, the length of an update.
         left_out: Is told who does not take part, and why.
         among: Sites that may take part.
+        cap: Largest weight so far, which stays though its site goes: sites give one
+            vector a round, and go on from what rounding left over under one cap only.
 
     Raises:
         ContributionError: Too few sites can be masked together; `code` is "cohort".
     """
     sites = [s for s in can_mask(federation, arm) if s in among]
+    rosters, plan = federation.rosters, arm.plan.federation
+    cap = max([cap, *(masked_weight(plan, rosters[s].train) for s in sites)])
     is_first = True
     while True:
-        terms = _terms(federation, arm, number, size, sites)
+        terms = _terms(federation, arm, number, size, sites, cap)
         keys = _gather_keys(federation, arm, terms, left_out)
         sealed = _gather_shares(federation, arm, keys, left_out)
         if len(sealed) == len(keys.sites):
@@ -109,22 +114,17 @@ def set_up(
 
 
 def _terms(
-    federation: Federation, arm: Arm, number: int, size: int, sites: list[str]
+    federation: Federation, arm: Arm, number: int, size: int, sites: list[str], cap: int
 ) -> Terms:
     rosters, plan = federation.rosters, arm.plan
     members = {site: rosters[site].key or "" for site in sites}
-    weights = [
-        masked_weight(plan.federation, rosters[site].train)
-        for site in arm.train
-        if site in rosters
-    ]
     return terms_of(
         plan.privacy,
         arm.run,
         number,
         plan.digest,
         members,
-        max(weights, default=1),
+        cap,
         size,
         len(arm.train),
     )

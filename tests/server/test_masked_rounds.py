@@ -349,6 +349,26 @@ def test_a_void_round_leaves_no_mark_on_the_chain(tmp_path):
     assert (record.rounds[1].lineage, record.rounds[1].began_anew) == ("", None)
 
 
+def test_the_largest_weight_stays_though_its_site_goes(tmp_path):
+    """Or those that masked a round would have other numbers when it comes again."""
+
+    def dies(grid, site, order):
+        raise KeyboardInterrupt
+
+    largest = max(CASES, key=CASES.__getitem__)
+    grid = grid_of(tmp_path, faults={("east", OpenOrder, 2): dies})
+    arm = arm_of(PLAN, tmp_path / "run", CASES)
+    with pytest.raises(KeyboardInterrupt):
+        run_arm(open_federation(grid, arm), arm)
+    grid.faults = {}
+    federation = open_federation(grid, arm)
+    del federation.node_of[largest], federation.rosters[largest]
+    record, _ = run_arm(federation, arm)
+    assert [r.outcome for r in record.rounds] == ["closed"] * 3
+    assert [r.weight_cap for r in record.rounds] == [CASES[largest]] * 3
+    assert [r.began_anew for r in record.rounds] == [True, False, False]
+
+
 def test_survivors_that_vanish_before_opening_make_the_round_void(tmp_path):
     lost = ("east", "north", "west")
     grid = grid_of(tmp_path, faults={(s, OpenOrder, 1): silent for s in lost})
