@@ -14,6 +14,7 @@ float32 vector each way.
 """
 
 import argparse
+import hashlib
 import resource
 import sys
 import time
@@ -105,7 +106,7 @@ def set_up_s(one: Round, repeats: int) -> float:
 
 
 def mask_s(one: Round, delta: np.ndarray, repeats: int) -> tuple[float, Masked]:
-    """Fixed point and masks of one update."""
+    """Fixed point, its digest and masks of one update."""
     site, kept = one.names[0], []
 
     def work() -> None:
@@ -113,6 +114,7 @@ def mask_s(one: Round, delta: np.ndarray, repeats: int) -> tuple[float, Masked]:
         carried = np.zeros_like(delta) if one.terms.mask_bits == 16 else None
         rounding = SecretStream().fractions
         numbers = encode(one.terms, delta, 50, rounding, carried)
+        hashlib.sha256(numbers.data).hexdigest()  # is noted before it is masked
         mask(one.keys, site, one.made[site], MODEL, numbers)
         kept.append(numbers)
 
