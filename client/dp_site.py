@@ -27,7 +27,7 @@ from client.ledger import (
 )
 from client.patches import PatchSampler
 from client.secret_random import SecretStream
-from client.site_file import CLIENT_FILE, read_site_file
+from client.site_file import is_hospital, read_site_file
 from client.store import CaseRecord
 from client.train import Correction, Progress, Trained, seed_dropout
 from common.accounting import Cost, cost_of, noise_for
@@ -207,7 +207,7 @@ def cost_of_run(lines: Sequence[Line], run: str, delta: float) -> Cost:
 
 def budget_of(folder: Path) -> Budget:
     """The hospital's budget; a rehearsal's folder has none."""
-    if not (folder / CLIENT_FILE).exists():
+    if not is_hospital(folder):
         return Budget()
     policy = read_site_file(folder).policy
     return Budget(policy.dp_epsilon, policy.dp_delta)

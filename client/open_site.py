@@ -9,7 +9,7 @@ from client.intake.run import take_in
 from client.secret import load_secret
 from client.service import SiteCases, SiteService
 from client.site import SIGN_KEY, SiteConfig, read_site
-from client.site_file import CLIENT_FILE
+from client.site_file import is_hospital
 from client.store import CaseStore
 from common.errors import EngineError, StoreError
 from common.keys import read_signing_key
@@ -37,8 +37,7 @@ def open_site(folder: Path, plan: Plan) -> SiteService:
         )
     members = [Path(member) for member in config.members] or [folder]
     cases = tuple(open_cases(member, plan) for member in members)
-    is_hospital = (folder / CLIENT_FILE).exists()
-    identity = read_signing_key(folder / SIGN_KEY) if is_hospital else None
+    identity = read_signing_key(folder / SIGN_KEY) if is_hospital(folder) else None
     return SiteService(config.name, folder, plan, cases, device, identity)
 
 

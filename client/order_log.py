@@ -83,9 +83,9 @@ def note_cases(site: Path, run: str, cases: int) -> None:
 def told_cases(site: Path, run: str) -> int | None:
     """Training cases told at the run's last roll call; none if none were.
 
-    They are what the site's masked updates are weighed by.
-    A hospital that has taken in more cases since would else make the weights of a
-    masked sum add up to something else than the hub was told, and every round void.
+    The site's masked updates are weighed by them. A hospital that has taken in more
+    cases since would else make the weights of a masked sum add up to something else
+    than the hub was told, and every round void.
 
     Raises:
         StoreError: It can't be read. `code` is "memory".

@@ -52,7 +52,7 @@ from client.policy import (
 )
 from client.private_files import FILE_MODE
 from client.site import PLAN_FILE, read_site
-from client.site_file import CLIENT_FILE, read_site_file
+from client.site_file import is_hospital, read_site_file
 from client.state import forget_old_states
 from common.errors import JoinError
 from common.exchange import (
@@ -115,11 +115,6 @@ class Grounds:
     """Digest of the policy that it was checked by."""
     allowed: str
     """How its plan was approved."""
-
-
-def is_hospital(folder: Path) -> bool:
-    """Whether rules hold in this folder."""
-    return (folder / CLIENT_FILE).exists()
 
 
 @contextmanager

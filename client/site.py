@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from client.private_files import make_private_folder, write_private
-from client.site_file import CLIENT_FILE, read_site_file
+from client.site_file import is_hospital, read_site_file
 from common.errors import StoreError
 from common.signing import make_signing_key
 from common.sources import Source
@@ -65,7 +65,7 @@ def read_site(folder: Path) -> SiteConfig:
         StoreError: There is none, or it is damaged.
         JoinError: A hospital's settings are wrong, by key and line.
     """
-    if (folder / CLIENT_FILE).exists():
+    if is_hospital(folder):
         settings = read_site_file(folder)
         return SiteConfig(
             name=settings.name, source=settings.data, device=settings.device

@@ -219,6 +219,11 @@ def site_toml(settings: SiteFile) -> str:
     )
 
 
+def is_hospital(folder: Path) -> bool:
+    """Whether a site's folder is a hospital's; else it is a rehearsal's."""
+    return (folder / CLIENT_FILE).exists()
+
+
 def read_site_file(folder: Path) -> SiteFile:
     """The settings of a hospital's folder.
 
